@@ -1,0 +1,52 @@
+# Two commands: `make book` and `make test`. Each installs what it needs first.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(shell command -v uv || echo .uv/bin/uv)
+# One thread a process: chapters and tests run side by side, and results do not depend on the number of cores.
+RUN := OMP_NUM_THREADS=1 IPYTHONDIR=$(CURDIR)/tools/ipython HF_HUB_OFFLINE=1
+
+.PHONY: help book test serve sync refs lint lock clean data
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+
+book: .venv/ready ## Install, fetch the data, execute the chapters, build the HTML
+	@$(RUN) $(BIN)/python tools/build.py
+
+test: .venv/ready ## Install, then check pairs and style, run the unit tests, run every chapter
+	@$(RUN) $(BIN)/python tools/check.py
+
+serve: book ## Build, then serve the book at http://localhost:8000
+	@$(BIN)/python -m http.server --directory _build/html 8000
+
+sync: .venv/ready ## Write each chapter's .py and .ipynb from its .md
+	@$(BIN)/python tools/sync.py
+
+refs: sync ## Execute the chapters and store the reference outputs that `make test` compares with
+	@$(RUN) $(BIN)/python tools/sync.py --refs
+
+lint: .venv/ready ## Format and lint
+	@$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/python tools/cells.py
+
+data: .venv/ready ## Fetch and verify the chapters' data
+	@$(BIN)/python tools/build.py --data
+
+lock: $(filter .uv/bin/uv,$(UV)) ## Resolve requirements.in into requirements.txt, with hashes
+	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+	  --no-emit-index-url --custom-compile-command "make lock" requirements.in -o requirements.txt
+
+clean: ## Remove what was built; the environment and the data stay
+	rm -rf _build .pytest_cache .ruff_cache .hypothesis
+
+.uv/bin/uv:
+	@echo "installing uv" && $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv
+
+# Touched last, so that an interrupted install is done again.
+.venv/ready: requirements.txt pyproject.toml | $(filter .uv/bin/uv,$(UV))
+	@start=$$SECONDS; echo "installing the environment (about 6 GB, most of it torch)"; \
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv && \
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.txt && \
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . && \
+	touch $@ && echo "installed in $$((SECONDS - start)) s"

