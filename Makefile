@@ -3,9 +3,9 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 BIN := .venv/bin
-UV := $(shell command -v uv || echo .uv/bin/uv)
+UV := .uv/bin/uv
 # One thread a process: chapters and tests run side by side, and results do not depend on the number of cores.
-RUN := OMP_NUM_THREADS=1 IPYTHONDIR=$(CURDIR)/tools/ipython HF_HUB_OFFLINE=1
+RUN := OMP_NUM_THREADS=1 IPYTHONDIR="$(CURDIR)/tools/ipython" HF_HUB_OFFLINE=1
 
 .PHONY: help book test serve sync refs lint lock clean data
 
@@ -24,29 +24,30 @@ serve: book ## Build, then serve the book at http://localhost:8000
 sync: .venv/ready ## Write each chapter's .py and .ipynb from its .md
 	@$(BIN)/python tools/sync.py
 
-refs: sync ## Execute the chapters and store the reference outputs that `make test` compares with
-	@$(RUN) $(BIN)/python tools/sync.py --refs
+refs: .venv/ready ## Store the outputs that `make test` compares with; one chapter's: make refs NAME=vit
+	@$(RUN) $(BIN)/python tools/sync.py --refs $(NAME)
 
-lint: .venv/ready ## Format and lint
-	@$(BIN)/ruff format . && $(BIN)/ruff check --fix . && $(BIN)/python tools/cells.py
+lint: .venv/ready ## Format and lint, then sync
+	@$(BIN)/ruff format . && $(BIN)/python tools/cells.py && $(BIN)/python tools/sync.py && $(BIN)/ruff check --fix .
 
 data: .venv/ready ## Fetch and verify the chapters' data
 	@$(BIN)/python tools/build.py --data
 
-lock: $(filter .uv/bin/uv,$(UV)) ## Resolve requirements.in into requirements.txt, with hashes
+lock: $(UV) ## Resolve requirements.in into requirements.txt, with hashes
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 	  --no-emit-index-url --custom-compile-command "make lock" requirements.in -o requirements.txt
 
 clean: ## Remove what was built; the environment and the data stay
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis
 
-.uv/bin/uv:
-	@echo "installing uv" && $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet uv
+$(UV):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Paperwalk needs Python 3.11 or newer: make PYTHON=…")'
+	@echo "installing uv" && $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.8
 
 # Touched last, so that an interrupted install is done again.
-.venv/ready: requirements.txt pyproject.toml | $(filter .uv/bin/uv,$(UV))
+.venv/ready: requirements.txt pyproject.toml | $(UV)
 	@start=$$SECONDS; echo "installing the environment (about 6 GB, most of it torch)"; \
-	$(UV) venv --quiet --clear --python $(PYTHON) .venv && \
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv && \
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.txt && \
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . && \
 	touch $@ && echo "installed in $$((SECONDS - start)) s"

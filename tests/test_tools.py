@@ -3,12 +3,14 @@
 import re
 import shutil
 import sys
+import tomllib
 from pathlib import Path
 
 import nbformat
 import pytest
 
 import chapters
+import paperwalk
 import plain
 import sync
 
@@ -49,7 +51,7 @@ def book(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "NOTEBOOKS", tmp_path / "notebooks")
     (tmp_path / "book" / "chapters").mkdir(parents=True)
     shutil.copy(ROOT / "_config.yml", tmp_path)
-    (tmp_path / "_toc.yml").write_text("- file: book/chapters/one\n")
+    write_toc(tmp_path, "one")
     (tmp_path / "book" / "chapters" / "one.md").write_text(CHAPTER)
     run_sync(monkeypatch)
     path = tmp_path / "notebooks" / "one.ipynb"
@@ -58,6 +60,10 @@ def book(tmp_path, monkeypatch):
     cell.outputs, cell.execution_count = [nbformat.v4.new_output("stream", text="2\n")], 1
     nbformat.write(notebook, path)
     return tmp_path
+
+
+def write_toc(book, stem):
+    (book / "_toc.yml").write_text(f"parts: [{{chapters: [{{file: book/chapters/{stem}}}]}}]\n")
 
 
 def run_sync(monkeypatch, *arguments):
@@ -111,7 +117,7 @@ def test_a_chapter_without_checked_cells_is_refused(book, monkeypatch):
 
 
 def test_an_unlisted_chapter_and_an_orphan_are_refused(book):
-    (book / "_toc.yml").write_text("- file: book/chapters/two\n")
+    write_toc(book, "two")
     (book / "notebooks" / "old.ipynb").write_text("{}")
     found = sync.problems()
     assert any("_toc.yml does not list" in problem for problem in found)
@@ -146,7 +152,9 @@ def test_the_key_of_a_chapter_changes_with_its_modules_only(tmp_path, monkeypatc
 
 
 def test_datasets_are_found_in_the_chapter_and_in_what_it_imports():
-    assert chapters.datasets('data.load("mnist-5k")') == {"mnist-5k"}
+    assert chapters.datasets('from paperwalk import data\ndata.load("mnist-5k")') == {"mnist-5k"}
+    assert chapters.datasets('from paperwalk.data import load\nload(name="mnist-5k")') == {"mnist-5k"}
+    assert chapters.datasets('import json\njson.load("state.json")') == set()
     assert chapters.datasets("from paperwalk.experiments import vit") == {"mnist"}
 
 
@@ -162,16 +170,31 @@ def test_datasets_are_found_in_the_chapter_and_in_what_it_imports():
         (":::{solution-start} ex\n:class: dropdown\n:::\n\ntext", "**Solution**\n\ntext"),
         (":::{solution-end}\n:::", ""),
         ("% a comment\ntext", "text"),
+        ("[a](einops.md) [b](../notation.md#axes)", "[a](einops.ipynb) [b](P/notation.md#axes)"),
     ],
 )
 def test_myst_becomes_plain_markdown(myst, markdown):
-    assert plain.plain(myst) == markdown
+    assert plain.plain(myst, "P") == markdown
 
 
-@pytest.mark.parametrize("raw", ["{unknown}`x`", ":::{unknown}\nx\n:::", "{cite:t}`nobody2020`"])
-def test_myst_that_colab_would_show_raw_is_refused(raw):
-    with pytest.raises((ValueError, KeyError)):
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ("{unknown}`x`", "role {unknown} is not known"),
+        (":::{unknown}\nx\n:::", "directive {unknown} is not known"),
+        ("{cite:t}`nobody2020`", "nobody2020 is cited but not in book/references.bib"),
+        (":::{note}\nx", ":::{note} is not closed"),
+        ("  :::{note}\n  x\n  :::", "put it at the left margin"),
+        ("$$\nx\n$$ (label)", "without a label"),
+    ],
+)
+def test_myst_that_colab_would_show_raw_is_refused_by_name(raw, message, book):
+    with pytest.raises(ValueError, match=re.escape(message)):
         plain.plain(raw)
+    path = book / "book" / "chapters" / "one.md"
+    path.write_text(CHAPTER + "\n" + raw + "\n")
+    with pytest.raises(chapters.ChapterError, match=re.escape(f"one.md: {message}"[:8])):
+        sync.problems()
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
@@ -185,10 +208,12 @@ def test_the_conda_environment_installs_the_lock():
 
 
 def test_the_lock_covers_every_requirement():
-    wanted = {
-        re.split(r"[<>=;\[ ]", line)[0].lower()
-        for line in (ROOT / "requirements.in").read_text().splitlines()
-        if line and not line.startswith("#")
-    }
+    package = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = [*package["dependencies"], *package["optional-dependencies"]["chapters"]]
+    wanted += [line for line in (ROOT / "requirements.in").read_text().splitlines() if line and line[0] != "#"]
     locked = set(re.findall(r"^([\w.-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
-    assert wanted <= {name.lower() for name in locked}
+    assert {re.split(r"[<>=;\[ ]", line)[0] for line in wanted} <= locked
+
+
+def test_the_versions_are_one():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == paperwalk.__version__

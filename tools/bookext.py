@@ -14,7 +14,10 @@ LOGGER = logging.getLogger(__name__)
 def _repository(app: Sphinx) -> tuple[str, str]:
     options = app.config.html_theme_options
     slug = options["repository_url"].removeprefix("https://github.com/")
-    return os.environ.get("GITHUB_REPOSITORY", slug), os.environ.get("GITHUB_REF_NAME", options["repository_branch"])
+    # A pull request's ref is no branch that Colab could open.
+    ref = os.environ.get("GITHUB_REF", "")
+    branch = ref.removeprefix("refs/heads/") if ref.startswith("refs/heads/") else options["repository_branch"]
+    return os.environ.get("GITHUB_REPOSITORY", slug), branch
 
 
 def _colab(context: dict[str, Any], page: str, repository: tuple[str, str]) -> None:
@@ -30,12 +33,13 @@ def _colab(context: dict[str, Any], page: str, repository: tuple[str, str]) -> N
 def _link_equations(body: str, page: str) -> str:
     # In code, `# (eq-vit-1)` becomes a link to the equation of that label on the same page.
     def link(match: re.Match[str]) -> str:
-        label = match[2]
+        label = match[1]
         if f'id="{label}"' not in body:
             LOGGER.warning("code comment names equation %s, which the page does not have", label, location=page)
-        return f'{match[1]}<a class="equation-link" href="#{label}">({label})</a>'
+        return f'<a class="equation-link" href="#{label}">({label})</a>'
 
-    return re.sub(r'(<span class="c1"># (?:[^<]*?))\((eq-[\w-]+)\)', link, body)
+    comment = re.compile(r'<span class="c1">[^<]*</span>')
+    return comment.sub(lambda match: re.sub(r"\((eq-[\w-]+)\)", link, match[0]), body)
 
 
 def _check_images(body: str, page: str) -> None:

@@ -15,75 +15,94 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 import nbformat
-from jupyter_cache import get_cache
-from jupyter_cache.base import CacheBundleIn
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
-from chapters import ROOT, chapters, code, datasets, key, read
+from chapters import ROOT, TIMEOUT, ChapterError, chapters, code, datasets, key, read
 
-EXECUTED = ROOT / "_build" / "executed"
+BUILD = ROOT / "_build"
+EXECUTED = BUILD / "executed"
 KEYS = EXECUTED / "keys.json"
+HTML = BUILD / "html"
+# What the site in HTML was made from; written last, so that an interrupted build is done again.
+BUILT = BUILD / "built"
+TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 MATHJAX = "mathjax@3.2.2"
 MATHJAX_SHA256 = "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09"
 MATHJAX_PARTS = ("output", "input", "ui", "a11y", "sre", "tex-chtml.js")
 
 
+def sources() -> str:
+    """A digest of everything that the site is made from."""
+    digest = hashlib.sha256(repr([os.environ.get(f"GITHUB_{name}") for name in ("REPOSITORY", "REF")]).encode())
+    files = [ROOT / name for name in ("_config.yml", "_toc.yml", "requirements.txt")]
+    for folder in ("book", "src", "tools"):
+        files += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
+    for path in sorted(files):
+        if path.suffix in (".py", ".md", ".bib", ".json", ".css", ".yml", ".txt", ".png", ".svg"):
+            digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
 def fetch_data(paths: list[Path]) -> None:
-    """Fetch and verify the data that these chapters load."""
+    """Fetch and verify the data that these chapters load; stop with the reason where that fails."""
     names = sorted(set().union(*(datasets(code(read(path))) for path in paths)))
     if names:
-        subprocess.run([sys.executable, "-m", "paperwalk.data", *names], check=True)
+        status = subprocess.run([sys.executable, "-m", "paperwalk.data", *names]).returncode
+        if status:
+            sys.exit(status)
 
 
 def execute(path: Path) -> tuple[nbformat.NotebookNode, float]:
     """Run the chapter in a fresh kernel and an empty folder.
 
     Raises:
-        RuntimeError: a cell failed or wrote to standard error; the message shows the cell.
+        ChapterError: a cell failed, took too long, killed its kernel, or wrote to standard error.
     """
+    from nbclient import NotebookClient
+
     notebook, start = read(path), time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         # Timings would go into the cells' metadata, which the cache hashes: Sphinx would not find the notebook again.
-        client = NotebookClient(
-            notebook,
-            timeout=600,
-            kernel_name="python3",
-            record_timing=False,
-            resources={"metadata": {"path": folder}},
-        )
+        # A progress bar, coalesced, ends as its last line.
+        options = {"record_timing": False, "coalesce_streams": True, "resources": {"metadata": {"path": folder}}}
+        client = NotebookClient(notebook, timeout=TIMEOUT, kernel_name="python3", **options)
         try:
             client.execute()
-        except CellExecutionError as error:
-            # Without the terminal colours that a traceback comes with.
-            raise RuntimeError(
-                f"{path.name}: a cell failed\n{re.sub(chr(27) + r'[[][0-9;]*m', '', str(error))}"
-            ) from None
+        except Exception as error:
+            raise ChapterError(f"{path.name}: a cell failed\n{TERMINAL_COLOUR.sub('', str(error))}") from None
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
-                raise RuntimeError(f"{path.name}: a cell wrote to standard error\n{cell.source}\n---\n{output.text}")
+                raise ChapterError(
+                    f"{path.name}: a cell wrote to standard error; silence what it says or mend its cause\n"
+                    f"{cell.source}\n---\n{output.text}"
+                )
     return notebook, time.perf_counter() - start
 
 
 def execute_changed() -> None:
-    """Execute the chapters whose code, modules, results or lock changed, in parallel, and put them into the cache."""
+    """Execute the chapters whose code, modules, results or lock changed, in parallel, and put them into the cache.
+
+    Raises:
+        ChapterError: some of them failed; the others are in the cache.
+    """
+    from jupyter_cache import get_cache
+    from jupyter_cache.base import CacheBundleIn
+
     cache = get_cache(str(EXECUTED))
     done = json.loads(KEYS.read_text()) if KEYS.exists() else {}
     keys = {path.stem: key(read(path)) for path in chapters()}
     changed = [path for path in chapters() if done.get(path.stem) != keys[path.stem]]
+    names = ", ".join(path.stem for path in changed) or "none"
+    print(f"{len(changed)} of {len(keys)} chapters to execute: {names}", flush=True)
     fetch_data(changed)
-    print(
-        f"{len(changed)} of {len(keys)} chapters to execute: {', '.join(p.stem for p in changed) or 'none'}", flush=True
-    )
     failures = []
-    with ProcessPoolExecutor(max_workers=os.cpu_count()) as pool:
+    with ProcessPoolExecutor(max_workers=n_cores()) as pool:
         running = {pool.submit(execute, path): path for path in changed}
         for future in as_completed(running):
             path = running[future]
             try:
                 notebook, seconds = future.result()
-            except RuntimeError as error:
+            except ChapterError as error:
                 failures.append(str(error))
                 continue
             print(f"  {path.stem}: {seconds:.0f} s", flush=True)
@@ -91,29 +110,45 @@ def execute_changed() -> None:
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
             done[path.stem] = keys[path.stem]
             # Written after the cache, so that an interrupted build executes the chapter again.
-            KEYS.write_text(json.dumps(done, indent=2))
+            replace(KEYS, json.dumps(done, indent=2))
     if failures:
-        sys.exit("\n\n".join(failures))
+        raise ChapterError("\n\n".join(failures))
+
+
+def n_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
 
 
 def fetch_mathjax() -> Path:
-    """The folder of MathJax's files that the pages need, fetched once and verified.
+    """The folder of MathJax's files, in the data cache; fetched once and verified.
 
     Raises:
-        SystemExit: the package came with another hash.
+        ChapterError: the package could not be had, or is not the one expected.
     """
-    folder = ROOT / "_build" / "mathjax"
-    if folder.is_dir():
-        return folder
-    # Here, because it takes torch along, and a build with nothing to do should cost nothing.
+    from paperwalk.data import FetchError
+    from paperwalk.data.cache import cache_folder
     from paperwalk.data.sources import npm_pack
 
-    (ROOT / "_build").mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=ROOT / "_build") as temporary:
-        npm_pack(MATHJAX, Path(temporary))
+    folder = cache_folder() / MATHJAX
+    if folder.is_dir():
+        return folder
+    cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
+        try:
+            npm_pack(MATHJAX, Path(temporary))
+        except FetchError as error:
+            raise ChapterError(f"MathJax, which shows the formulas offline, could not be fetched: {error}") from None
         (tarball,) = Path(temporary).glob("*.tgz")
         if hashlib.sha256(tarball.read_bytes()).hexdigest() != MATHJAX_SHA256:
-            sys.exit(f"{MATHJAX} is not the package that was expected")
+            raise ChapterError(f"{MATHJAX} is not the package that was expected")
         with tarfile.open(tarball) as archive:
             archive.extractall(temporary, filter="data")
         # The whole appears at once, so that an interrupted build leaves no half of it.
@@ -122,18 +157,26 @@ def fetch_mathjax() -> Path:
 
 
 def build_html() -> None:
-    """Build the site from the executed chapters; any warning fails it."""
-    for folder in ("html", ".doctrees"):
-        shutil.rmtree(ROOT / "_build" / folder, ignore_errors=True)
+    """Build the site from the executed chapters; any warning fails it.
+
+    Raises:
+        ChapterError: a warning, with its file and line, or an error of Sphinx.
+    """
+    mathjax = fetch_mathjax()
+    for folder in (HTML, BUILD / ".doctrees"):
+        shutil.rmtree(folder, ignore_errors=True)
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
     command = [str(jupyter_book), "build", str(ROOT), "-W", "--keep-going", "-n", "-q"]
-    result = subprocess.run(command, capture_output=True, text=True)
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     if result.returncode:
-        sys.exit(f"{result.stdout}\n{result.stderr}\nthe HTML was not built: each WARNING above must be mended")
-    static = ROOT / "_build" / "html" / "_static" / "mathjax"
+        said = TERMINAL_COLOUR.sub("", f"{result.stdout}\n{result.stderr}")
+        raise ChapterError(
+            f"{said}\nThe HTML was not built: mend each WARNING above. What is not found is misspelt or has no target: "
+            "a label, an entry of book/references.bib, a term of book/glossary.md, a name given to glue()"
+        )
     for name in MATHJAX_PARTS:
-        source = fetch_mathjax() / name
-        (shutil.copytree if source.is_dir() else shutil.copy)(source, static / name)
+        copy = shutil.copytree if (mathjax / name).is_dir() else shutil.copy
+        copy(mathjax / name, HTML / "_static" / "mathjax" / name)
 
 
 def main() -> None:
@@ -142,13 +185,21 @@ def main() -> None:
     parser.add_argument("--data", action="store_true", help="only fetch the data")
     if parser.parse_args().data:
         return fetch_data(chapters())
-    for step in (execute_changed, build_html):
-        start = time.perf_counter()
-        print(f"== {step.__name__.replace('_', ' ')}", flush=True)
-        step()
-        print(f"   {time.perf_counter() - start:.1f} s", flush=True)
-    print(f"open {(ROOT / '_build' / 'html' / 'index.html').relative_to(ROOT)}")
+    made_from = sources()
+    if BUILT.exists() and BUILT.read_text() == made_from and (HTML / "index.html").exists():
+        print("nothing changed")
+    else:
+        for step in (execute_changed, build_html):
+            start = time.perf_counter()
+            print(f"== {step.__name__.replace('_', ' ')}", flush=True)
+            step()
+            print(f"   {time.perf_counter() - start:.1f} s", flush=True)
+        replace(BUILT, made_from)
+    print(f"open {(HTML / 'index.html').relative_to(ROOT)}")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except ChapterError as error:
+        sys.exit(str(error))

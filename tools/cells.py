@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chapters import ROOT, chapters
+from chapters import ROOT, ChapterError, chapters
 
 WIDTH = 84
 CELL = re.compile(
@@ -15,9 +15,16 @@ CELL = re.compile(
 
 
 def formatted(code: str) -> str:
-    """The code as ruff writes it."""
+    """The code as ruff writes it.
+
+    Raises:
+        ChapterError: ruff cannot read it.
+    """
     command = [str(Path(sys.executable).with_name("ruff")), "format", "--line-length", str(WIDTH), "-"]
-    return subprocess.run(command, input=code, capture_output=True, text=True, check=True).stdout
+    result = subprocess.run(command, input=code, capture_output=True, text=True)
+    if result.returncode:
+        raise ChapterError(f"a cell is not Python that ruff can read: {result.stderr.strip()}\n{code}")
+    return result.stdout
 
 
 def main() -> int:
@@ -36,4 +43,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ChapterError as error:
+        sys.exit(str(error))

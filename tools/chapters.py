@@ -1,17 +1,23 @@
-"""The chapters: where they are, their cells, and the modules each of them stands on."""
+"""The chapters: where they are, their cells, and the modules and data each of them stands on."""
 
 import ast
 import hashlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import nbformat
-from myst_nb.core.read import MdParserConfig, read_myst_markdown_notebook
 
 ROOT = Path(__file__).resolve().parent.parent
 CHAPTERS = ROOT / "book" / "chapters"
 NOTEBOOKS = ROOT / "notebooks"
 SOURCE = ROOT / "src"
 CHECKED = "nbval-check-output"
+TIMEOUT = 600  # seconds a cell may run
+
+
+class ChapterError(Exception):
+    """What is wrong with a chapter and what to do, in one line that names it."""
 
 
 def chapters() -> list[Path]:
@@ -20,8 +26,21 @@ def chapters() -> list[Path]:
 
 
 def read(path: Path) -> nbformat.NotebookNode:
-    """The chapter as a notebook, cell for cell as the book's build reads it."""
-    return read_myst_markdown_notebook(path.read_text(encoding="utf-8"), MdParserConfig(), path=path)
+    """The chapter as a notebook, cell for cell as the book's build reads it.
+
+    Raises:
+        ChapterError: a code cell is not Python.
+    """
+    from myst_nb.core.read import MdParserConfig, read_myst_markdown_notebook
+
+    notebook = read_myst_markdown_notebook(path.read_text(encoding="utf-8"), MdParserConfig(), path=path)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            try:
+                ast.parse(cell.source)
+            except SyntaxError as error:
+                raise ChapterError(f"{path.name}: not plain Python: {error.text or ''} ({error.msg})") from None
+    return notebook
 
 
 def code(notebook: nbformat.NotebookNode) -> str:
@@ -29,21 +48,24 @@ def code(notebook: nbformat.NotebookNode) -> str:
     return "\n\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
 
 
-def _imported(source: str) -> set[str]:
-    names = set()
+def _imports(source: str) -> Iterator[tuple[str, str]]:
+    # What the code binds: the full name, and the name it goes by.
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield from ((alias.name, alias.asname or alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in names if name.split(".")[0] == "paperwalk"}
+            yield from ((f"{node.module}.{alias.name}", alias.asname or alias.name) for alias in node.names)
 
 
-def _files(module: str) -> list[Path]:
-    # A module needs the __init__ of each package above it as well.
-    parts = module.split(".")
+def _imported(source: str) -> set[str]:
+    return {name for name, _ in _imports(source) if name.split(".")[0] == "paperwalk"}
+
+
+def _files(name: str) -> list[Path]:
+    # `paperwalk.vit.ViT` may be a module or something in one, and needs the __init__ of each package above it as well.
+    parts = name.split(".")
     candidates = [SOURCE.joinpath(*parts[:i], "__init__.py") for i in range(1, len(parts) + 1)]
-    candidates.append(SOURCE.joinpath(*parts).with_suffix(".py"))
+    candidates += [SOURCE.joinpath(*parts[:i]).with_suffix(".py") for i in (len(parts) - 1, len(parts))]
     return [path for path in candidates if path.is_file()]
 
 
@@ -60,22 +82,28 @@ def modules(source: str) -> list[Path]:
 
 
 def datasets(source: str) -> set[str]:
-    """The names in calls of `load("…")`, in this code and in the modules that it imports."""
+    """The names in calls of `paperwalk.data.load("…")`, in this code and in the modules that it imports."""
     names = set()
     for text in [source, *(path.read_text(encoding="utf-8") for path in modules(source))]:
-        calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and node.args)
-        named = (call for call in calls if getattr(call.func, "attr", getattr(call.func, "id", "")) == "load")
-        names |= {call.args[0].value for call in named if isinstance(call.args[0], ast.Constant)}
+        bound = {"paperwalk.data.load": "", "paperwalk.data": ".load"}
+        loads = {alias + bound[name] for name, alias in _imports(text) if name in bound}
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in loads:
+                values = [*node.args, *(keyword.value for keyword in node.keywords)]
+                names |= {value.value for value in values if isinstance(value, ast.Constant)}
     return names
 
 
 def key(notebook: nbformat.NotebookNode) -> str:
-    """What the outputs depend on: the code cells, the modules they import, stored results they read, and the lock."""
-    source = code(notebook)
-    files = modules(source)
+    """What the outputs depend on: the code cells, the modules they import, stored results they read, and the lock.
+
+    The cells' metadata count as well: the cache that Sphinx reads keeps a notebook under both.
+    """
+    cells = [[cell.source, cell.metadata] for cell in notebook.cells if cell.cell_type == "code"]
+    files = modules(code(notebook))
     # An experiment's numbers stand in the .json beside its module.
     stored = [path.with_suffix(".json") for path in files if path.with_suffix(".json").is_file()]
-    digest = hashlib.sha256(source.encode())
+    digest = hashlib.sha256(json.dumps(cells, sort_keys=True).encode())
     for path in [*files, *stored, ROOT / "requirements.txt"]:
         digest.update(path.read_bytes())
     return digest.hexdigest()

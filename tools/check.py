@@ -5,37 +5,45 @@ import sys
 import time
 
 from build import fetch_data
-from chapters import NOTEBOOKS, ROOT, chapters
+from chapters import NOTEBOOKS, ROOT, ChapterError, chapters
 
 PYTHON = sys.executable
 PYTEST = [PYTHON, "-m", "pytest", "-q", "-n", "2"]
+# Each step: its command, and what to do when it fails.
 STEPS = {
-    "pairs": [PYTHON, "tools/sync.py", "--check"],
-    "lint": [PYTHON, "-m", "ruff", "check", "--quiet", "."],
-    "format": [PYTHON, "-m", "ruff", "format", "--check", "--quiet", "."],
-    "format of cells": [PYTHON, "tools/cells.py", "--check"],
-    "unit tests": [*PYTEST, "tests"],
+    "pairs": ([PYTHON, "tools/sync.py", "--check"], "each line above says what to run"),
+    "lint": ([PYTHON, "-m", "ruff", "check", "--quiet", "."], "run `make lint`"),
+    "format": ([PYTHON, "-m", "ruff", "format", "--check", "--quiet", "."], "run `make lint`"),
+    "format of cells": ([PYTHON, "tools/cells.py", "--check"], "run `make lint`"),
+    "unit tests": ([*PYTEST, "tests"], "see the failures above"),
     # A notebook's cells share one kernel, so a file stays with one worker.
-    "chapters": [
-        *PYTEST, "--dist", "loadfile", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300",
-        "-p", "no:jaxtyping", "-o", "addopts=", "-W", "default", str(NOTEBOOKS),
-    ],
+    "chapters": (
+        [
+            *PYTEST, "--dist", "loadfile", "--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout", "300",
+            "-o", "addopts=", "-W", "default", str(NOTEBOOKS),
+        ],
+        "mend the cell; where the new output is the right one, run `make refs`",
+    ),
 }  # fmt: skip
 
 
 def main() -> int:
     """Run the steps in order; stop at the first that fails."""
-    fetch_data(chapters())
-    for name, command in STEPS.items():
+    for name, (command, advice) in STEPS.items():
+        if name == "unit tests":
+            fetch_data(chapters())
         print(f"== {name}", flush=True)
         start = time.perf_counter()
         status = subprocess.run(command, cwd=ROOT).returncode
         print(f"   {time.perf_counter() - start:.1f} s", flush=True)
         if status:
-            print(f"{name}: failed")
+            print(f"{name} failed: {advice}")
             return status
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ChapterError as error:
+        sys.exit(str(error))

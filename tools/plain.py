@@ -29,7 +29,11 @@ def _role(match: re.Match[str]) -> str:
     name, content = match["name"], match["content"]
     shown = re.sub(r"\s*<[^<>]+>$", "", content)
     if name in ("cite:t", "cite:p", "cite"):
-        return ", ".join(_bibliography()[key.strip()] for key in content.split(","))
+        keys = [key.strip() for key in content.split(",")]
+        for key in keys:
+            if key not in _bibliography():
+                raise ValueError(f"{key} is cited but not in book/references.bib: add it")
+        return ", ".join(_bibliography()[key] for key in keys)
     if name == "glue:text":
         return f"`{content.split(':')[0]}`"
     if name in ("doc", "ref", "term"):
@@ -37,27 +41,38 @@ def _role(match: re.Match[str]) -> str:
     raise ValueError(f"role {{{name}}} is not known to tools/plain.py: teach it, or use another")
 
 
-def _inline(line: str) -> str:
+def _link(match: re.Match[str], pages: str) -> str:
+    # A chapter's notebook lies beside this one; the other pages are read in the repository.
+    path = match["path"]
+    return f"]({path}.ipynb" if "/" not in path else f"]({pages}/{path.removeprefix('../')}.md"
+
+
+def _inline(line: str, pages: str) -> str:
+    line = re.sub(r"\]\((?P<path>[\w./-]+)\.md(?=[)#])", lambda match: _link(match, pages), line)
     return re.sub(r"\{(?P<name>[\w:-]+)\}`(?P<content>[^`]+)`", _role, line)
 
 
-def _callout(name: str, argument: str, body: list[str]) -> list[str]:
+def _callout(name: str, argument: str, body: list[str], pages: str) -> list[str]:
     body = [line for line in body if not re.fullmatch(r":[\w-]+:.*", line) and "{run-time" not in line]
     title = argument if name == "admonition" else f"{name.capitalize()}: {argument}" if argument else name.capitalize()
     return [
         "",
         f"> **{title}**",
         ">",
-        *(f"> {_inline(line)}".rstrip() for line in "\n".join(body).strip().split("\n")),
+        *(f"> {_inline(line, pages)}".rstrip() for line in "\n".join(body).strip().split("\n")),
         "",
     ]
 
 
-def plain(text: str) -> str:
+def plain(text: str, pages: str = "..") -> str:
     """One Markdown cell, without MyST.
 
+    Args:
+        text: the cell's source.
+        pages: address of the folder book/, for links to pages that are no chapter.
+
     Raises:
-        ValueError: a role or directive that this tool does not know.
+        ValueError: a role or directive that this tool does not know, or one that is not closed.
     """
     lines, out = text.split("\n"), []
     while lines:
@@ -65,10 +80,12 @@ def plain(text: str) -> str:
         fence = re.fullmatch(r"(?P<marks>:{3,}|`{3,})\{(?P<name>[\w-]+)\}\s*(?P<argument>.*)", line)
         label = re.fullmatch(r"\((?P<label>[\w-]+)\)=", line)
         if fence:
+            if fence["marks"] not in lines:
+                raise ValueError(f"{line} is not closed")
             end = lines.index(fence["marks"])
             body, lines = lines[:end], lines[end + 1 :]
             if fence["name"] in CALLOUTS:
-                out += _callout(fence["name"], fence["argument"], body)
+                out += _callout(fence["name"], fence["argument"], body, pages)
             elif fence["name"] == "solution-start":
                 out += ["**Solution**", ""]
             elif fence["name"] not in SILENT:
@@ -80,5 +97,8 @@ def plain(text: str) -> str:
         elif re.match(r"%( |$)", line) or "{run-time" in line:
             continue
         else:
-            out.append(_inline(line))
+            out.append(_inline(line, pages))
+    left = re.search(r"^\s*(?::{3,}|`{3,})\{.*|^\$\$ *\(.*", "\n".join(out), re.MULTILINE)
+    if left:
+        raise ValueError(f"{left[0].strip()!r} cannot be rewritten here: put it at the left margin, without a label")
     return re.sub(r"\n{3,}", "\n\n", "\n".join(out)).strip("\n")

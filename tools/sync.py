@@ -14,16 +14,17 @@ import jupytext
 import nbformat
 import yaml
 
-from chapters import CHAPTERS, CHECKED, NOTEBOOKS, ROOT, chapters, code, read
+from chapters import CHAPTERS, CHECKED, NOTEBOOKS, ROOT, TIMEOUT, ChapterError, chapters, code, read
 from plain import plain
 
 BOOTSTRAP = """\
 # In Colab: install the package; torch and numpy stay as they are. Elsewhere: nothing.
+# Where the text shows a `name` in place of a number, the cell above it printed that number.
 import subprocess
 import sys
 
 if "google.colab" in sys.modules:
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "git+{url}@{branch}"])"""
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "paperwalk[chapters] @ git+{url}@{branch}"])"""
 
 
 def as_python(path: Path) -> str:
@@ -34,16 +35,25 @@ def as_python(path: Path) -> str:
 
 
 def as_notebook(path: Path, previous: nbformat.NotebookNode | None) -> nbformat.NotebookNode:
-    """The chapter as Colab and nbval take it: plain Markdown, a bootstrap cell, the reference outputs of `previous`."""
+    """The chapter as Colab and nbval take it: plain Markdown, a bootstrap cell, the reference outputs of `previous`.
+
+    Raises:
+        ChapterError: it uses MyST that Colab would show raw.
+    """
     repository = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))["repository"]
-    chapter = read(path)
+    chapter, pages = read(path), "{url}/blob/{branch}/book".format(**repository)
     cells = [nbformat.v4.new_code_cell(BOOTSTRAP.format(**repository))]
     for cell in chapter.cells:
         if cell.cell_type == "code":
             tags = cell.metadata.get("tags", [])
             cells.append(nbformat.v4.new_code_cell(cell.source, metadata={"tags": tags} if tags else {}))
-        elif plain(cell.source):
-            cells.append(nbformat.v4.new_markdown_cell(plain(cell.source)))
+        else:
+            try:
+                text = plain(cell.source, pages)
+            except ValueError as error:
+                raise ChapterError(f"{path.name}: {error}") from None
+            if text:
+                cells.append(nbformat.v4.new_markdown_cell(text))
     # The title comes first, the bootstrap cell right below it.
     if cells[1].cell_type == "markdown":
         cells[0], cells[1] = cells[1], cells[0]
@@ -80,10 +90,11 @@ def problems() -> list[str]:
     """What is stale, missing, left over or unchecked, one line each with what to do."""
     found = []
     for path in chapters():
-        for target, content in targets(path).items():
+        contents = targets(path)
+        for target, content in contents.items():
             if not target.exists() or target.read_text(encoding="utf-8") != content:
                 found.append(f"{target.relative_to(ROOT)} is not what {path.name} says: run `make sync`")
-        notebook = nbformat.reads(targets(path)[NOTEBOOKS / f"{path.stem}.ipynb"], as_version=4)
+        notebook = nbformat.reads(contents[NOTEBOOKS / f"{path.stem}.ipynb"], as_version=4)
         checked = [c for c in notebook.cells if CHECKED in c.metadata.get("tags", [])]
         if not checked:
             found.append(f"{path.relative_to(ROOT)} has no cell tagged {CHECKED}: nothing of it would be compared")
@@ -93,33 +104,43 @@ def problems() -> list[str]:
     for target in [*CHAPTERS.glob("*.py"), *NOTEBOOKS.glob("*.ipynb")]:
         if target.stem not in stems:
             found.append(f"{target.relative_to(ROOT)} belongs to no chapter: remove it")
-    listed = (ROOT / "_toc.yml").read_text(encoding="utf-8").split()
-    found += [
-        f"{stem} is a chapter that _toc.yml does not list: add it" for stem in stems - {Path(e).name for e in listed}
-    ]
+    parts = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))["parts"]
+    listed = {Path(page["file"]).name for part in parts for page in part["chapters"]}
+    found += [f"{stem} is a chapter that _toc.yml does not list: add it" for stem in sorted(stems - listed)]
     return found
 
 
-def store_references() -> None:
-    """Execute every notebook and store the outputs of its checked cells."""
+def store_references(stems: list[str]) -> None:
+    """Execute these notebooks, or all, and store the outputs of their checked cells."""
     from nbclient import NotebookClient
 
     for path in sorted(NOTEBOOKS.glob("*.ipynb")):
+        if stems and path.stem not in stems:
+            continue
         print(f"executing {path.stem}", flush=True)
         notebook = nbformat.read(path, as_version=4)
-        executed = NotebookClient(nbformat.from_dict(notebook), timeout=600, kernel_name="python3").execute()
+        executed = NotebookClient(nbformat.from_dict(notebook), timeout=TIMEOUT, kernel_name="python3").execute()
         for cell, after in zip(notebook.cells, executed.cells, strict=True):
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
                 keep_reference(cell, after)
-        nbformat.write(notebook, path)
+        write(path, nbformat.writes(notebook, version=4) + "\n")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all, and only if that changes it."""
+    path.parent.mkdir(exist_ok=True)
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
 
 
 def main() -> int:
     """Write, check or execute; the exit status is 1 when a check found something."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="write nothing; say what is stale")
-    parser.add_argument("--refs", action="store_true", help="execute the notebooks and store reference outputs")
+    parser.add_argument("--refs", nargs="*", metavar="NAME", help="execute these notebooks, or all; store references")
     arguments = parser.parse_args()
     if arguments.check:
         found = problems()
@@ -127,14 +148,14 @@ def main() -> int:
         return bool(found)
     for path in chapters():
         for target, content in targets(path).items():
-            target.parent.mkdir(exist_ok=True)
-            temporary = target.with_name(f".{target.name}.{os.getpid()}")
-            temporary.write_text(content, encoding="utf-8")
-            temporary.replace(target)
-    if arguments.refs:
-        store_references()
+            write(target, content)
+    if arguments.refs is not None:
+        store_references(arguments.refs)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ChapterError as error:
+        sys.exit(str(error))

@@ -54,12 +54,19 @@ def read(source: str | Path) -> tuple[dict[str, Any], Tensors]:
 def _download(source: str) -> Path:
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
         raise FileNotFoundError(f"no such folder or file: {source}")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 
     try:
-        return Path(snapshot_download(source, allow_patterns=["config.json", *WEIGHT_FILES]))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        config = hf_hub_download(source, "config.json")
+        try:
+            hf_hub_download(source, WEIGHT_FILES[0])
+        except EntryNotFoundError:
+            # Older models have the other file only; fetching both would double the download of the rest.
+            hf_hub_download(source, WEIGHT_FILES[1])
+        return Path(config).parent
+    except (OSError, ValueError, EntryNotFoundError, HfHubHTTPError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise FileNotFoundError(
             f"{source} is neither a folder here nor a model that could be fetched from the hub: {reason}"
         ) from None
@@ -134,7 +141,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Copy the tensors into the module's parameters and buffers, none missing and none left over.
 
     Raises:
-        ValueError: a tensor is missing, left over, or of another shape; all of them are named.
+        ValueError: a tensor is missing, left over, of another shape, or of integers for floats; they are named.
     """
     own = module.state_dict()
     problems = [f"missing {name} {tuple(own[name].shape)}" for name in own if name not in tensors]
@@ -143,6 +150,11 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         f"{name} has shape {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    problems += [
+        f"{name} has dtype {tensors[name].dtype}, expected {own[name].dtype}"
+        for name in own
+        if name in tensors and tensors[name].is_floating_point() != own[name].is_floating_point()
     ]
     if problems:
         shown = "\n  ".join(problems[:10] + [f"… and {len(problems) - 10} more"] * (len(problems) > 10))

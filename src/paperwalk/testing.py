@@ -140,6 +140,15 @@ def _compare(
     return Rung(*names, output_error, errors[worst], len(errors))
 
 
+def refuses(ours: Callable[..., Any], theirs: Callable[..., Any], *inputs: Any, **options: Any) -> bool:
+    """Whether `prove` rejects the pair; for showing that a mistake would be found."""
+    try:
+        prove("ours", "theirs", ours, theirs, *inputs, **options)
+    except AssertionError:
+        return True
+    return False
+
+
 class Ladder:
     """The rungs of a chapter, in order; shows itself as a table in a notebook."""
 

@@ -208,11 +208,15 @@ class ViT(nn.Module):
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
-    def embed(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
+    def embed(self, images: Tensor) -> Float[Tensor, "b t d"]:
         """z_0 = [x_class; x_p E] + E_pos.
+
+        Raises:
+            ValueError: as `forward`.
 
         Source: Eq. 1.
         """
+        self._check(images)
         z = self.patch_embedding(images)
         if self.config.positions in ("learned_2d", "sincos_2d"):
             # These have a vector for each place of the grid only; the class token has none.
@@ -223,7 +227,7 @@ class ViT(nn.Module):
             z = z + self.positions()
         return self.dropout(z)
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
+    def encode(self, images: Tensor) -> Float[Tensor, "b t d"]:
         """LN(z_L), all tokens of the last layer.
 
         Source: Eq. 2 and 3, and the norm of Eq. 4.
@@ -242,7 +246,6 @@ class ViT(nn.Module):
         Raises:
             ValueError: not a batch of floating-point images of this model's size, or an empty one.
         """
-        self._check(images)
         z = self.encode(images)
         y = z[:, 0] if self.class_token is not None else z.mean(dim=1)
         return self.head(self.pre_logits(y))
@@ -258,12 +261,11 @@ class ViT(nn.Module):
             raise ValueError(f"images have dtype {images.dtype}, expected floating point: scale and normalise them")
 
     @torch.no_grad()
-    def attention_maps(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "layers b n t t"]:
-        """The attention weights of every layer and head, query by key, for looking at.
+    def attention_maps(self, images: Tensor) -> Float[Tensor, "layers b n t t"]:
+        """The attention weights of every layer and head, query by key, for looking at: without dropout in eval mode.
 
         Cost: layers · b · n · t² numbers of memory.
         """
-        self._check(images)
         z = self.embed(images)
         maps = []
         for block in self.blocks:
@@ -279,14 +281,19 @@ class ViT(nn.Module):
 
         Args:
             source: a folder, a weights file, or the id of a model on the Hugging Face hub.
-            config: sizes, for a file that does not state them and is none of Table 1's.
+            config: sizes, for a weights file that is none of Table 1's; a folder states its own.
             image_size: another image side in pixels; the positions are then interpolated (Section 3.2).
+
+        Returns:
+            The model in eval mode.
 
         Raises:
             FileNotFoundError: no such checkpoint.
             ValueError: a damaged file, another architecture, or a tensor missing, left over or of another shape.
         """
         values, tensors = checkpoints.read(source)
+        if values and config is not None:
+            raise ValueError(f"got config for {source}, which states its own sizes in config.json")
         if "paperwalk" in values:
             config = checkpoints.config_from(ViTConfig, values, "ViT")
         elif values:
@@ -305,7 +312,7 @@ class ViT(nn.Module):
             config = resized
         model = cls(config)
         checkpoints.load_exactly(model, tensors)
-        return model
+        return model.eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the model to a folder that `from_pretrained` reads."""

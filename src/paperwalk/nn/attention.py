@@ -75,13 +75,68 @@ def attention(
 def attention_weights(
     q: Float[Tensor, "b n t e"],
     k: Float[Tensor, "b n s e"],
+    mask: Tensor | None = None,
 ) -> Float[Tensor, "b n t s"]:
-    """softmax(q kᵀ / √e), for looking at: `attention` itself never holds these weights.
+    """softmax(q kᵀ / √e), for looking at: `attention` itself never holds these weights. `mask` as there.
 
     Cost: b · n · t · s numbers of memory.
     Source: Vaswani et al. 2017, Section 3.2.1, Eq. 1.
     """
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(dim=-1)
+    scores = q @ k.mT * q.shape[-1] ** -0.5
+    if mask is None:
+        return scores.softmax(dim=-1)
+    _check_mask(mask, q, k)
+    # An empty row is 0/0, and becomes zeros as in `attention`.
+    return scores.masked_fill(~mask, -torch.inf).softmax(dim=-1).masked_fill(~mask, 0.0)
+
+
+def causal_mask(t: int, s: int, device: torch.device | None = None) -> Bool[Tensor, "t s"]:
+    """True where a query may attend: the last of t queries stands at the last of s keys, and none sees a later key.
+
+    With t = s this is `attention`'s causal=True. That flag counts from the first key, which is wrong where the keys
+    of earlier positions are kept from before (t < s).
+    """
+    return torch.ones(t, s, dtype=torch.bool, device=device).tril(s - t)
+
+
+class KeyValueCache:
+    """The keys and values of the positions that one self-attention has already seen.
+
+    Room for all positions is taken at the first use, so that a step writes one position and copies none. For
+    inference: the stored keys and values are overwritten in place, which a backward pass would refuse.
+
+    Args:
+        capacity: most positions s that it can hold.
+
+    Cost: 2 · b · capacity · d numbers of memory.
+    """
+
+    def __init__(self, capacity: int):
+        self.capacity = capacity
+        self.length = 0
+        self._keys: Tensor | None = None
+        self._values: Tensor | None = None
+
+    def extend(
+        self, k: Float[Tensor, "b n t e"], v: Float[Tensor, "b n t e"]
+    ) -> tuple[Float[Tensor, "b n s e"], Float[Tensor, "b n s e"]]:
+        """Append t positions; returns the keys and values of all s positions so far.
+
+        Raises:
+            ValueError: there is no room for t more positions, or the batch is another one.
+        """
+        b, n, t, e = k.shape
+        end = self.length + t
+        if end > self.capacity:
+            raise ValueError(f"{end} positions, expected at most {self.capacity}: the cache has no room for more")
+        if self._keys is None or self._values is None:
+            self._keys, self._values = (x.new_empty(b, n, self.capacity, e) for x in (k, v))
+        elif len(self._keys) != b:
+            raise ValueError(f"a batch of {b}, expected {len(self._keys)}: a cache serves one batch")
+        self._keys[:, :, self.length : end] = k
+        self._values[:, :, self.length : end] = v
+        self.length = end
+        return self._keys[:, :, :end], self._values[:, :, :end]
 
 
 class MultiHeadAttention(nn.Module):
@@ -135,14 +190,30 @@ class MultiHeadAttention(nn.Module):
         mask: Bool[Tensor, "..."] | None = None,
         *,
         causal: bool = False,
+        cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "b t d"]:
-        """Attend from x to `context` (to x itself when that is None). `mask` and `causal` as in `attention`."""
+        """Attend from x to `context` (to x itself when that is None). `mask` and `causal` as in `attention`.
+
+        With a `cache`, x continues the positions that went through it before: its queries attend to those too.
+        """
         q, k, v = self.project(x, context)
+        if cache is not None:
+            seen = cache.length
+            k, v = cache.extend(k, v)
+            if causal and seen and mask is None:
+                # A single query is the last position and may attend to all: no mask, and the fast kernel.
+                mask = causal_mask(q.shape[-2], k.shape[-2], q.device) if q.shape[-2] > 1 else None
+                causal = False
         dropout = self.dropout if self.training else 0.0
         heads = attention(q, k, v, mask, causal=causal, dropout=dropout)
         return self.out_proj(rearrange(heads, "b n t e -> b t (n e)"))
 
-    def weights(self, x: Float[Tensor, "b t d"]) -> Float[Tensor, "b n t t"]:
-        """The self-attention weights of each head on x, for looking at."""
-        q, k, _ = self.project(x)
-        return attention_weights(q, k)
+    def weights(
+        self,
+        x: Float[Tensor, "b t d"],
+        context: Float[Tensor, "b s d"] | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
+    ) -> Float[Tensor, "b n t s"]:
+        """The weights of each head, from x to `context` (to x itself when that is None), for looking at."""
+        q, k, _ = self.project(x, context)
+        return attention_weights(q, k, mask)

@@ -17,7 +17,8 @@ class MLP(nn.Module):
         d_model: width d of input and output.
         d_mlp: hidden width f, usually 4 d.
         activation: elementwise function; exact GELU by default.
-        dropout: probability of a zero after the activation and after the second layer, in training.
+        dropout: probability of a zero after the second layer, in training.
+        hidden_dropout: the same after the activation; as `dropout` when that is None.
 
     Cost: 4 · t · d · f FLOPs per sequence of t positions.
     Source: Vaswani et al. 2017, Section 3.3, Eq. 2 (which uses ReLU).
@@ -30,14 +31,16 @@ class MLP(nn.Module):
         *,
         activation: Callable[[Tensor], Tensor] = F.gelu,
         dropout: float = 0.0,
+        hidden_dropout: float | None = None,
     ):
         super().__init__()
         self.fc1 = nn.Linear(d_model, d_mlp)
         self.fc2 = nn.Linear(d_mlp, d_model)
         self.activation = activation
         self.dropout = nn.Dropout(dropout)
+        self.hidden_dropout = nn.Dropout(dropout if hidden_dropout is None else hidden_dropout)
 
     def forward(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """Apply the two layers to the last axis of x."""
-        hidden = self.dropout(self.activation(self.fc1(x)))
+        hidden = self.hidden_dropout(self.activation(self.fc1(x)))
         return self.dropout(self.fc2(hidden))

@@ -12,9 +12,19 @@ Dosovitskiy et al., "An Image is Worth 16x16 Words", ICLR 2021, Section 3.1.
 | d | D | width of the model |
 """
 
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
+
+
+def check_sides(images: Shaped[Tensor, "b c h w"], patch_size: int) -> None:
+    """Raise the ValueError of `patchify`: a convolution would silently drop the rows and columns left over."""
+    h, w = images.shape[-2:]
+    if patch_size < 1 or h % patch_size or w % patch_size:
+        raise ValueError(
+            f"image of {h} x {w} pixels with patch_size={patch_size}, expected sides that are multiples of it"
+        )
 
 
 def patchify(images: Shaped[Tensor, "b c h w"], patch_size: int) -> Shaped[Tensor, "b t p2c"]:
@@ -27,11 +37,7 @@ def patchify(images: Shaped[Tensor, "b c h w"], patch_size: int) -> Shaped[Tenso
 
     Source: Dosovitskiy et al. 2020, Section 3.1: x ∈ R^{H×W×C} becomes x_p ∈ R^{N×(P²·C)}.
     """
-    h, w = images.shape[-2:]
-    if patch_size < 1 or h % patch_size or w % patch_size:
-        raise ValueError(
-            f"image of {h} x {w} pixels with patch_size={patch_size}, expected sides that are multiples of it"
-        )
+    check_sides(images, patch_size)
     return rearrange(images, "b c (gh p1) (gw p2) -> b (gh gw) (p1 p2 c)", p1=patch_size, p2=patch_size)
 
 
@@ -64,7 +70,8 @@ def unpatchify(
 class PatchEmbedding(nn.Module):
     """x_p E + b: each flattened patch times one matrix.
 
-    The same map as a convolution whose kernel and stride are the patch.
+    `proj.weight` is Eᵀ. It is applied as a convolution whose kernel and stride are the patch: the same map, and
+    faster, because the patches need not be copied out of the image first.
 
     Args:
         patch_size: side p of a patch, in pixels.
@@ -81,10 +88,22 @@ class PatchEmbedding(nn.Module):
         self.proj = nn.Linear(patch_size**2 * in_channels, d_model)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
-        """Embed the patches of images, row by row."""
-        return self.proj(patchify(images, self.patch_size))
+        """Embed the patches of images, row by row.
+
+        Raises:
+            ValueError: an image side is not a multiple of the patch size.
+        """
+        check_sides(images, self.patch_size)
+        kernels = conv_from_linear(self.proj.weight, self.patch_size)
+        embedded = F.conv2d(images, kernels, self.proj.bias, stride=self.patch_size)
+        return rearrange(embedded, "b d gh gw -> b (gh gw) d")
 
 
 def linear_from_conv(weight: Shaped[Tensor, "d c p1 p2"]) -> Shaped[Tensor, "d p2c"]:
     """The `PatchEmbedding.proj` weight that does what a stride-p convolution with this kernel does."""
     return rearrange(weight, "d c p1 p2 -> d (p1 p2 c)")
+
+
+def conv_from_linear(weight: Shaped[Tensor, "d p2c"], patch_size: int) -> Shaped[Tensor, "d c p1 p2"]:
+    """The kernels of the stride-p convolution that does what `PatchEmbedding.proj` with this weight does."""
+    return rearrange(weight, "d (p1 p2 c) -> d c p1 p2", p1=patch_size, p2=patch_size)

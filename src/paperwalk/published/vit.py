@@ -76,6 +76,9 @@ def from_transformers(values: Mapping[str, Any], tensors: Tensors) -> tuple[dict
     expected = {"model_type": "vit", "hidden_act": "gelu", "qkv_bias": True}
     if "pre_logits.0.weight" in ours:
         expected["pooler_act"] = "tanh"
+        # transformers classifies past the pooler; a head on top of it would be another model.
+        if "head.weight" in ours:
+            raise ValueError("the checkpoint has pooler.dense.* beside classifier.*, expected one of them")
     for name, value in expected.items():
         if values.get(name, value) != value:
             raise ValueError(f"the checkpoint has {name}={values[name]!r}, expected {value!r}")
