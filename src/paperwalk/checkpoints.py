@@ -180,6 +180,23 @@ def config_from(config_class: type, values: Mapping[str, Any], architecture: str
     return config_class(**given)
 
 
+def published_sizes(values: Mapping[str, Any], fields: Mapping[str, str], architecture: str) -> dict[str, Any]:
+    """A published config.json under our names.
+
+    Args:
+        values: the published configuration.
+        fields: our name → theirs.
+        architecture: theirs, for the message.
+
+    Raises:
+        ValueError: a field is missing.
+    """
+    missing = [theirs for theirs in fields.values() if theirs not in values]
+    if missing:
+        raise ValueError(f"config.json of a {architecture} lacks {', '.join(missing)}")
+    return {name: values[theirs] for name, theirs in fields.items()}
+
+
 def write(folder: str | Path, module: nn.Module, architecture: str, config: Any) -> None:
     """Write model.safetensors and config.json; each file appears whole or not at all.
 

@@ -42,6 +42,7 @@ from paperwalk.nn import (
     resize_positions,
     sinusoidal_2d,
 )
+from paperwalk.nn.checks import check_multiple, check_sizes
 from paperwalk.published.vit import TORCHVISION, from_torchvision, from_transformers, our_names
 
 
@@ -79,9 +80,7 @@ class ViTConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self):
-        for name in ("image_size", "patch_size", "in_channels", "d_model", "n_layers", "n_heads", "d_mlp"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)!r}, expected an int of at least 1")
+        check_sizes(self, "image_size", "patch_size", "in_channels", "d_model", "n_layers", "n_heads", "d_mlp")
         if not isinstance(self.n_classes, int) or self.n_classes < 0:
             raise ValueError(f"n_classes={self.n_classes!r}, expected an int of at least 0")
         if self.d_pre_logits is not None and (not isinstance(self.d_pre_logits, int) or self.d_pre_logits < 1):
@@ -89,14 +88,8 @@ class ViTConfig:
         for name in ("dropout", "norm_eps"):
             if not isinstance(getattr(self, name), int | float) or getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected a number of at least 0")
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size={self.image_size} is not a multiple of patch_size={self.patch_size}, expected one that is"
-            )
-        if self.d_model % self.n_heads:
-            raise ValueError(
-                f"d_model={self.d_model} is not a multiple of n_heads={self.n_heads}, expected one that is"
-            )
+        check_multiple(self, "image_size", "patch_size")
+        check_multiple(self, "d_model", "n_heads")
         if self.pool not in ("cls", "mean"):
             raise ValueError(f"pool={self.pool!r}, expected 'cls' or 'mean'")
         if self.positions not in ("learned", "learned_2d", "sincos_2d", "none"):

@@ -6,11 +6,9 @@ on one thread); it writes vit.json beside this file.
 """
 
 import itertools
-import json
-import sys
-import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from paperwalk.experiments import run_missing
 from paperwalk.vit import ViT, ViTConfig
 
 RESULTS = Path(__file__).with_suffix(".json")
@@ -107,20 +106,16 @@ def run_one(name: str, size: int, seed: int, splits: dict[str, tuple[Tensor, Ten
 
 
 def main() -> None:
-    """Run what vit.json does not hold yet; an interrupted run goes on where it stopped."""
-    torch.set_num_threads(1)
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"recipe": recipe()}
+    """Run what vit.json does not hold yet."""
     splits = mnist()
-    start = time.perf_counter()
-    for size in SIZES:
-        for name in ("vit", "conv"):
-            for seed in SEEDS:
-                key = f"{name} {size} {seed}"
-                if key not in results:
-                    results[key] = run_one(name, size, seed, splits)
-                    RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-                    print(f"{key}: {results[key]:.4f} ({time.perf_counter() - start:.0f} s)", flush=True)
+    runs = {
+        f"{name} {size} {seed}": partial(run_one, name, size, seed, splits)
+        for size in SIZES
+        for name in ("vit", "conv")
+        for seed in SEEDS
+    }
+    run_missing(RESULTS, runs, recipe=recipe())
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

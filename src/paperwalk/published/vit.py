@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from paperwalk.checkpoints import Tensors, fuse_qkv, rename
+from paperwalk.checkpoints import Tensors, fuse_qkv, published_sizes, rename
 from paperwalk.nn.patches import linear_from_conv
 
 # transformers stores one spelling on disk (…attention.attention.query) and uses another in memory (…attention.q_proj).
@@ -92,10 +92,8 @@ def from_transformers(values: Mapping[str, Any], tensors: Tensors) -> tuple[dict
         "d_mlp": "intermediate_size",
         "norm_eps": "layer_norm_eps",
     }
-    missing = [theirs for theirs in fields.values() if theirs not in values]
-    if missing:
-        raise ValueError(f"config.json of a vit lacks {', '.join(missing)}")
-    return {name: values[theirs] for name, theirs in fields.items()} | _heads(ours), ours
+    sizes = published_sizes(values, fields, "vit")
+    return sizes | _heads(ours), ours
 
 
 def from_torchvision(tensors: Tensors) -> tuple[dict[str, Any], Tensors]:

@@ -1,0 +1,95 @@
+import itertools
+import random
+from functools import cache
+
+import pytest
+
+from paperwalk.metrics import edit_distance, phoneme_error_rate, word_error_rate
+
+
+def naive_distance(a: str, b: str) -> int:
+    @cache
+    def d(i: int, j: int) -> int:
+        if i == 0 or j == 0:
+            return i + j
+        return min(d(i - 1, j) + 1, d(i, j - 1) + 1, d(i - 1, j - 1) + (a[i - 1] != b[j - 1]))
+
+    return d(len(a), len(b))
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "distance"),
+    [
+        ("", "", 0),
+        ("abc", "", 3),
+        ("", "abc", 3),
+        ("kitten", "sitting", 3),
+        ("sunday", "saturday", 3),
+        ("ab", "ba", 2),
+        ("abc", "abc", 0),
+    ],
+)
+def test_known_distances(a, b, distance):
+    assert edit_distance(a, b) == distance
+    assert edit_distance(b, a) == distance
+
+
+def test_distance_equals_its_recursion():
+    rng = random.Random(0)
+    for _ in range(300):
+        a, b = ("".join(rng.choices("abc", k=rng.randint(0, 8))) for _ in range(2))
+        assert edit_distance(a, b) == naive_distance(a, b)
+
+
+def test_distance_is_a_metric():
+    words = ["".join(w) for k in range(4) for w in itertools.product("ab", repeat=k)]
+    for a, b, c in itertools.product(words[:10], repeat=3):
+        assert (edit_distance(a, b) == 0) == (a == b)
+        assert edit_distance(a, c) <= edit_distance(a, b) + edit_distance(b, c)
+
+
+def test_symbols_are_compared_whole():
+    assert edit_distance(["AH0", "B"], ["AH1", "B"]) == 1
+    assert edit_distance("AH0", "AH1") == 1
+    assert edit_distance(["EY1", "T"], ["T"]) == 1
+
+
+def test_phoneme_error_rate_divides_by_the_references():
+    # 1 error in 4 symbols, 0 in 2, then 3 insertions over 1 symbol: 4 / 7, not the mean of the words' rates.
+    hypotheses = [list("abcx"), list("ab"), list("abcd")]
+    references = [[list("abcd")], [list("ab")], [list("a")]]
+    assert phoneme_error_rate(hypotheses, references) == pytest.approx(4 / 7)
+    assert phoneme_error_rate([list("abc")], [[list("a")]]) == 2.0
+
+
+def test_the_best_reference_counts():
+    # 1 / 2 to the first, 1 / 4 to the second.
+    assert phoneme_error_rate([list("abc")], [[list("ab"), list("abcd")]]) == pytest.approx(1 / 4)
+    assert phoneme_error_rate([list("ab")], [[list("xyz"), list("ab")]]) == 0.0
+    assert phoneme_error_rate([list("ab")], [[list("ab"), list("xyz")]]) == 0.0
+    # Of two right ones it cannot be both: the denominator is that of the one that counts.
+    assert phoneme_error_rate([list("ab"), list("q")], [[list("ab"), list("abcd")], [list("z")]]) == pytest.approx(
+        1 / 3
+    )
+
+
+def test_word_error_rate_takes_any_reference():
+    references = [[["a"], ["b"]], [["a", "b"]], [["a"]]]
+    assert word_error_rate([["b"], ["a", "b"], ["a"]], references) == 0.0
+    assert word_error_rate([["c"], ["a", "b"], ["a"]], references) == pytest.approx(1 / 3)
+    assert word_error_rate([["a"], ["a"], ("a",)], references) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("rate", [phoneme_error_rate, word_error_rate])
+@pytest.mark.parametrize(
+    ("hypotheses", "references", "message"),
+    [
+        ([], [], "0 hypotheses and 0 references"),
+        ([["a"]], [], "1 hypotheses and 0 references"),
+        ([["a"], ["b"]], [[["a"]], []], "word 1 has no reference"),
+        ([["a"]], [[["a"], []]], "word 0 has no reference or an empty one"),
+    ],
+)
+def test_bad_input_is_named(rate, hypotheses, references, message):
+    with pytest.raises(ValueError, match=message):
+        rate(hypotheses, references)
