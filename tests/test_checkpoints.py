@@ -146,6 +146,16 @@ def test_torchvision_file(tmp_path, d_model, changes, randomise):
     assert_close(model(x), theirs(x), rtol=1e-5, atol=1e-5)
 
 
+def test_torchvision_file_with_the_old_spelling(tmp_path, torchvision_file):
+    old = {r"mlp\.0": "mlp.linear_1", r"mlp\.3": "mlp.linear_2"}
+    tensors = torch.load(torchvision_file)
+    for new_name, old_name in old.items():
+        tensors = {re.sub(new_name, old_name, name): tensor for name, tensor in tensors.items()}
+    torch.save(tensors, tmp_path / "old.pth")
+    x, expected = images(), ViT.from_pretrained(torchvision_file, config=SMALL)
+    assert torch.equal(ViT.from_pretrained(tmp_path / "old.pth", config=SMALL)(x), expected(x))
+
+
 def test_torchvision_width_does_not_always_tell_the_heads(torchvision_file):
     with pytest.raises(ValueError, match=r"d_model=12 does not tell.*\[192, 384, 768, 1024, 1280\]"):
         ViT.from_pretrained(torchvision_file)
@@ -199,6 +209,8 @@ def test_every_tensor_is_accounted_for(kind, request):
         reshaped = [tensor[:-1].clone(), tensor[None].clone(), tensor.flatten()[:1].clone(), tensor.sum()]
         if tensor.ndim > 1 and tensor.shape[0] != tensor.shape[-1]:
             reshaped.append(tensor.transpose(0, -1).contiguous())
+        if tensor.ndim > 2:
+            reshaped.append(tensor.transpose(1, -1).contiguous())
         for broken in (rest, rest | {f"{name}2": tensor}, *(rest | {name: changed} for changed in reshaped)):
             with pytest.raises(ValueError, match=f"does not fit ViT(?s:.)*{own}"):
                 load(broken)

@@ -67,6 +67,11 @@ def test_the_best_reference_counts():
     assert phoneme_error_rate([list("abc")], [[list("ab"), list("abcd")]]) == pytest.approx(1 / 4)
     assert phoneme_error_rate([list("ab")], [[list("xyz"), list("ab")]]) == 0.0
     assert phoneme_error_rate([list("ab")], [[list("ab"), list("xyz")]]) == 0.0
+    # Relative to their length: 3 / 5 is nearer than 1 / 1. Of equals, 1 / 2 and 2 / 4, the longest counts.
+    assert phoneme_error_rate([list("ab")], [[list("a"), list("abcde")]]) == pytest.approx(3 / 5)
+    assert phoneme_error_rate([list("ab"), list("q")], [[list("ax"), list("abcd")], [list("q")]]) == pytest.approx(
+        2 / 5
+    )
     # Of two right ones it cannot be both: the denominator is that of the one that counts.
     assert phoneme_error_rate([list("ab"), list("q")], [[list("ab"), list("abcd")], [list("z")]]) == pytest.approx(
         1 / 3

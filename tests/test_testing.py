@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from paperwalk.nn import MultiHeadAttention, attention
 from paperwalk.published.vit import TIMM, our_names
-from paperwalk.testing import Ladder, Rung, prove, relative_error
+from paperwalk.testing import Ladder, Rung, prove, refuses, relative_error
 from paperwalk.vit import ViT, ViTConfig
 
 SMALL = ViTConfig(image_size=8, patch_size=4, n_classes=5, d_model=12, n_layers=2, n_heads=3, d_mlp=24)
@@ -164,7 +164,14 @@ def test_weights_are_loaded_and_shared_ones_compared():
 def test_inputs_are_left_alone():
     x, index = torch.randn(4, 3), torch.tensor([2, 0])
     before = x.clone()
-    assert prove("a", "b", lambda x, i: (x * 2)[i], lambda x, i: 2 * x[i], x, index).n_gradients == 1
+
+    def careless(x, i):
+        out = 2 * x[i.clone()]
+        i.zero_()
+        return out
+
+    assert prove("a", "b", careless, lambda x, i: 2 * x[i], x, index).n_gradients == 1
+    assert index.tolist() == [2, 0]
     assert torch.equal(x, before)
     assert x.grad is None
 
@@ -231,3 +238,10 @@ def test_ladder_keeps_and_shows_every_rung():
     assert head == ["block", "proven against", "output error", "gradient error", "gradients compared"]
     assert rows == ["x < y & z", "itself", "0e+00", "0e+00", "3", "linear", "torch", "0e+00", "0e+00", "3"]
     assert repr(ladder) == "Ladder of 2 rungs"
+
+
+def test_refuses_says_whether_prove_would():
+    layer = nn.Linear(4, 4)
+    x = torch.randn(2, 4)
+    assert not refuses(layer, layer, x, shared=layer)
+    assert refuses(layer, lambda x: layer(x) * 1.001, x, shared=layer)
