@@ -256,8 +256,10 @@ glue(left_64=100 * left[0], left_1024=100 * left[1])
 # One attention sees one pattern. And where do queries, keys and values come from when there are two sequences? The paper projects $h$ times (Section 3.2.2):
 #
 # $$
-# \operatorname{MultiHead}(Q, K, V) = \operatorname{Concat}(\text{head}_1, \ldots, \text{head}_h) W^O,
-# \qquad \text{head}_i = \operatorname{Attention}(Q W_i^Q, K W_i^K, V W_i^V)
+# \begin{aligned}
+# \operatorname{MultiHead}(Q, K, V) &= \operatorname{Concat}(\text{head}_1, \ldots, \text{head}_h) W^O \\
+# \text{head}_i &= \operatorname{Attention}(Q W_i^Q, K W_i^K, V W_i^V)
+# \end{aligned}
 # $$
 #
 # with $W_i^Q, W_i^K \in \mathbb{R}^{d_\text{model} \times d_k}$, $W_i^V \in \mathbb{R}^{d_\text{model} \times d_v}$, $W^O \in \mathbb{R}^{h d_v \times d_\text{model}}$ and $d_k = d_v = d_\text{model} / h$. In code $h$ is `n` and $d_\text{model}$ is `d`. The Transformer uses this in three places (Section 3.2.3):
