@@ -308,7 +308,7 @@ print(f"counts start at 0.01: k = 3 {three:.2f}, k = 4 {four:.2f}")
 # softmax makes zeros of them: a {term}`causal mask`.
 #
 # $$
-# A = \operatorname{softmax}\!\left(\frac{\mathbf{q}\mathbf{k}^\top}{\sqrt{e}} + M\right),
+# A = \operatorname{softmax}\!\left(\frac{\mathbf{q}\mathbf{k}^{\mathsf T}}{\sqrt{e}} + M\right),
 # \qquad M_{ij} = \begin{cases} 0 & j \le i \\ -\infty & j > i \end{cases}
 # $$
 #
@@ -553,7 +553,7 @@ plt.show()
 # \qquad
 # h_l = \mathtt{transformer\_block}(h_{l-1}) \quad \forall l \in [1, n],
 # \qquad
-# P(u) = \operatorname{softmax}(h_n W_e^\top)
+# P(u) = \operatorname{softmax}(h_n W_e^{\mathsf T})
 # \tag{2}
 # $$
 #
@@ -737,7 +737,7 @@ for preset, table_2 in zip(presets, (117, 345, 762, 1542), strict=True):
 # %% [markdown]
 # Our counts are those of the published files, and larger than the table's. The README of the official code says that the paper's counts "were wrong due to an error".
 #
-# FLOPs: each weight of a block is used once a token, at two FLOPs; the products $\mathbf{q}\mathbf{k}^\top$ and $A\mathbf{v}$ add $4 t d$ a token and block; the head $2 d v$.
+# FLOPs: each weight of a block is used once a token, at two FLOPs; the products $\mathbf{q}\mathbf{k}^{\mathsf T}$ and $A\mathbf{v}$ add $4 t d$ a token and block; the head $2 d v$.
 
 # %% tags=["nbval-check-output"]
 from torch.utils.flop_counter import FlopCounterMode

@@ -157,7 +157,7 @@ glue(letters=letters.mean().item(), phones=phones.mean().item())
 #
 # (eq-transformer-1)=
 # $$
-# \operatorname{Attention}(Q, K, V) = \operatorname{softmax}\!\left(\frac{Q K^\top}{\sqrt{d_k}}\right) V
+# \operatorname{Attention}(Q, K, V) = \operatorname{softmax}\!\left(\frac{Q K^{\mathsf T}}{\sqrt{d_k}}\right) V
 # \tag{1}
 # $$
 #

@@ -308,7 +308,7 @@ figure = plot.show_images(torch.cat([images[:8], shuffled]), columns=8, side=0.8
 #
 # (eq-vit-6)=
 # $$
-# A = \operatorname{softmax}\!\left(\mathbf{q}\mathbf{k}^\top / \sqrt{D_h}\right),
+# A = \operatorname{softmax}\!\left(\mathbf{q}\mathbf{k}^{\mathsf T} / \sqrt{D_h}\right),
 # \qquad A \in \mathbb{R}^{t \times t}
 # \tag{6}
 # $$
@@ -792,7 +792,7 @@ for model in (loaded, larger):
 #
 # Parameters: a block has four $D \times D$ matrices in its attention and two $D \times 4D$ matrices in its MLP, $12 D^2$ in all, and $13 D$
 # in biases and norms. FLOPs: each of those weights is used once for each of $t$ tokens, and a multiply-add counts as two; the
-# products $\mathbf{q}\mathbf{k}^\top$ and $A\mathbf{v}$ add $4 t^2 D$.
+# products $\mathbf{q}\mathbf{k}^{\mathsf T}$ and $A\mathbf{v}$ add $4 t^2 D$.
 
 # %%
 def count(config):
@@ -1221,8 +1221,8 @@ print(saved, "parameters: the class token and its position")
 #
 # $\Pi\mathbf{z}$ has queries $\Pi\mathbf{q}$, keys $\Pi\mathbf{k}$ and values $\Pi\mathbf{v}$. The softmax treats each row alone, so permuting rows before or
 # after it is the same; and permuting the entries of a row permutes its softmax. Hence
-# $\operatorname{softmax}(\Pi \mathbf{q}\mathbf{k}^\top \Pi^\top / \sqrt{D_h}) = \Pi A \Pi^\top$, and $\Pi A \Pi^\top \Pi \mathbf{v} = \Pi A \mathbf{v}$ because
-# $\Pi^\top \Pi = I$. Heads are joined along the features, and $\mathbf{U}_{msa}$, norms, MLPs and residuals work on one token at a time, so a whole block
+# $\operatorname{softmax}(\Pi \mathbf{q}\mathbf{k}^{\mathsf T} \Pi^{\mathsf T} / \sqrt{D_h}) = \Pi A \Pi^{\mathsf T}$, and $\Pi A \Pi^{\mathsf T} \Pi \mathbf{v} = \Pi A \mathbf{v}$ because
+# $\Pi^{\mathsf T} \Pi = I$. Heads are joined along the features, and $\mathbf{U}_{msa}$, norms, MLPs and residuals work on one token at a time, so a whole block
 # inherits it. A permutation that keeps the first token in its place keeps that token's output too.
 
 # %% tags=["nbval-check-output"]
