@@ -213,6 +213,8 @@ def test_nothing_of_the_package_imports_against_the_rules():
             assert imported <= {"nn"}, path
         if part in papers:
             assert not imported & (papers - {part}), path
+        if part == "train":
+            assert "experiments" not in imported, path
 
 
 def test_the_package_is_cheap_to_import():

@@ -421,3 +421,35 @@ def test_integers_for_floats_are_refused(ours):
 
 def test_a_loaded_model_is_in_eval_mode(ours):
     assert not ViT.from_pretrained(ours).training
+
+
+# Fewer bits
+
+
+@pytest.mark.parametrize(("bits", "most"), [(32, 0.0), (16, 5e-4), (8, 0.5 / 127 + 5e-4)])
+def test_a_checkpoint_of_fewer_bits_is_smaller_and_nearly_the_same(bits, most, tmp_path, randomise):
+    config = replace(SMALL, d_model=48, d_mlp=96)
+    model = randomise(ViT(config))
+    model.save_pretrained(tmp_path, bits=bits)
+    again = ViT.from_pretrained(tmp_path)
+    for (name, before), after in zip(model.named_parameters(), again.parameters(), strict=True):
+        assert after.dtype == torch.float32
+        largest = before.abs().flatten(1).amax(1) if before.ndim > 1 else before.abs()
+        worst = (after - before).abs().flatten(1).amax(1) if before.ndim > 1 else (after - before).abs()
+        assert (worst <= most * largest).all(), name
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size < (bits / 32 + 0.1) * sum(4 * p.numel() for p in model.parameters()) + 4000
+
+
+def test_a_row_of_zeros_survives_eight_bits(tmp_path, randomise):
+    model = randomise(ViT(SMALL))
+    with torch.no_grad():
+        model.head.weight[0] = 0
+    model.save_pretrained(tmp_path, bits=8)
+    assert not ViT.from_pretrained(tmp_path).head.weight[0].any()
+
+
+def test_bits_are_checked(tmp_path):
+    with pytest.raises(ValueError, match="bits is 4, expected 8, 16 or 32"):
+        ViT(SMALL).save_pretrained(tmp_path, bits=4)
+    assert not list(tmp_path.iterdir())

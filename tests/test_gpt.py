@@ -1,6 +1,7 @@
 import json
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from paperwalk.gpt import GPT, GPTConfig
 from paperwalk.nn import KeyValueCache, MultiHeadAttention, TransformerBlock, attention, attention_weights, causal_mask
 from paperwalk.published.gpt import our_names
 from paperwalk.testing import prove
-from paperwalk.tokenizers import BytePairTokenizer, CharTokenizer
+from paperwalk.train import runs
+from paperwalk.train.engine import Options
+from paperwalk.train.recipes.gpt import GPTRecipe, Sampling
 
 SMALL = GPTConfig(vocab_size=17, block_size=8, d_model=12, n_layers=2, n_heads=3, d_mlp=20)
 
@@ -635,32 +638,49 @@ def test_stored_runs_are_complete():
         assert run["parameters"] == sum(p.numel() for p in GPT(config).parameters())
 
 
-@pytest.mark.parametrize("options", [{"bpe": None}, {"bpe": 270}, {"bpe": None, "stand_in": True}])
-def test_recipe_trains_any_text_and_goes_on(options, tmp_path, monkeypatch):
-    sizes = {"block_size": 12, "d_model": 12, "n_layers": 2, "n_heads": 2, "d_mlp": 48, "dropout": 0.1}
-    monkeypatch.setattr(experiment, "RECIPE", sizes)
-    text = "the white whale and the old captain, " * 20
-    options = {"stand_in": False} | options
-    loss = experiment.recipe(tmp_path, text=text, steps=30, **options)
-    again = experiment.recipe(tmp_path, text=text, steps=30, **options)
-    assert loss == again < math.log(20 if options["bpe"] is None else 270)
-    if not options["stand_in"]:
-        model = GPT.from_pretrained(tmp_path)
-        tokenizer = (CharTokenizer if options["bpe"] is None else BytePairTokenizer).load(tmp_path)
-        assert model.config.vocab_size == tokenizer.vocab_size
-        written = generate(model, [tokenizer.encode("the ")], 9, top_k=1)
-        assert tokenizer.decode(written[0]).startswith("the ")
+TINY = {"block_size": 12, "d_model": 12, "n_layers": 2, "n_heads": 2, "d_mlp": 48, "dropout": 0.1}
 
 
-def test_stand_in_is_nanogpt(monkeypatch):
-    monkeypatch.setattr(experiment, "RECIPE", experiment.RECIPE | {"dropout": 0.0})
-    model = experiment.StandIn(65)
+@pytest.mark.parametrize("unit", ["characters", "byte-pairs"])
+def test_recipe_trains_any_text(unit, tmp_path):
+    (tmp_path / "text.txt").write_text("the white whale and the old captain, " * 20)
+    sizes = replace(SMALL, **TINY)
+    recipe = GPTRecipe(data=str(tmp_path / "text.txt"), unit=unit, vocab_size=270, steps=30, model=sizes)
+    folder = runs.train(recipe, Options(output=tmp_path / "run"), "paperwalk train gpt")
+    card = json.loads((folder / "card.json").read_text())
+    assert card["metrics"]["loss"]["value"] < math.log(20 if unit == "characters" else 270)
+    model = recipe.load(folder)
+    tokenizer = recipe.load_tokenizer(folder)
+    assert model.config == replace(sizes, vocab_size=tokenizer.vocab_size)
+    how = Sampling(prompt="the ", tokens=9, file=tmp_path / "written.txt")
+    text = recipe.sample(model, folder, how)
+    assert text.startswith("the ")
+    assert (tmp_path / "written.txt").read_text() == text
+
+
+def test_recipe_names_a_text_that_is_not_there():
+    with pytest.raises(ValueError, match=r"unknown data 'no\.txt', expected moby-dick, or a text file"):
+        GPTRecipe(data="no.txt").tokens()
+
+
+def test_stand_in_is_nanogpt():
+    from paperwalk.experiments import nanogpt
+
+    model = nanogpt.NanoGPT(replace(GPTRecipe.PRESETS["nano"], vocab_size=65, dropout=0.0))
     learned = sum(p.numel() for p in model.parameters() if p.requires_grad)
     # nanoGPT without biases: embeddings, 12 d² a block, gains of the norms.
     assert learned == 65 * 384 + 256 * 384 + 6 * (12 * 384**2 + 2 * 384) + 384
     assert model.loss(torch.randint(65, (4, 33))).item() == pytest.approx(math.log(65), abs=0.15)
-    assert sum(p.numel() for group in model.parameter_groups(0.1) for p in group["params"]) == learned
+    groups = GPTRecipe().adamw(model).param_groups
+    assert sum(p.numel() for group in groups for p in group["params"]) == learned
     assert model.model.config.activation_function == "gelu"
+
+
+def test_nanogpt_sees_as_many_tokens():
+    from paperwalk.experiments import nanogpt
+
+    recipes = [GPTRecipe.named()["moby-dick-cpu"], nanogpt.recipe(False), nanogpt.recipe(True)]
+    assert len({recipe.steps * recipe.batch_size for recipe in recipes}) == 1
 
 
 # Bad input
@@ -677,15 +697,15 @@ def test_stand_in_is_nanogpt(monkeypatch):
         (lambda: small(dropout=-0.1), "dropout=-0.1, expected a number in 0..1"),
         (lambda: small(dropout=1.5), "dropout=1.5, expected"),
         (lambda: small(norm_eps=None), "norm_eps=None, expected"),
-        (lambda: GPT(SMALL)(torch.zeros(1, 9, dtype=torch.long)), "9 positions, expected at most block_size=8"),
-        (lambda: GPT(SMALL)(torch.full((1, 2), 17)), "token 17, expected 0 to 16"),
-        (lambda: GPT(SMALL)(torch.full((1, 2), -1)), "token -1, expected 0 to 16"),
-        (lambda: GPT(SMALL)(torch.zeros(1, 2)), r"torch\.float32, expected torch\.int64"),
-        (lambda: GPT(SMALL)(torch.zeros(2, dtype=torch.long)), r"\(2,\), expected \(b, t\)"),
-        (lambda: GPT(SMALL)(torch.zeros(2, 0, dtype=torch.long)), r"\(2, 0\), expected \(b, t\) with at least one"),
+        (lambda: GPT(SMALL)(torch.zeros(1, 9, dtype=torch.long)), "tokens has 9 positions, expected at most 8"),
+        (lambda: GPT(SMALL)(torch.full((1, 2), 17)), "tokens has token ids 17 to 17, expected 0 to 16"),
+        (lambda: GPT(SMALL)(torch.full((1, 2), -1)), "tokens has token ids -1 to -1, expected 0 to 16"),
+        (lambda: GPT(SMALL)(torch.zeros(1, 2)), r"tokens is torch\.float32 of shape \(1, 2\), expected token ids"),
+        (lambda: GPT(SMALL)(torch.zeros(2, dtype=torch.long)), r"\(2,\), expected token ids \(b, t\)"),
+        (lambda: GPT(SMALL)(torch.zeros(2, 0, dtype=torch.long)), r"\(2, 0\), expected token ids \(b, t\) with b"),
         (lambda: GPT(SMALL)(tokens(), torch.ones(3, 6) > 0), r"real has shape \(3, 6\), expected \(3, 7\)"),
         (lambda: GPT(SMALL).loss(tokens(t=10)), "9 positions, expected at most"),
-        (lambda: GPT(SMALL).loss(tokens(t=1)), r"\(3, 0\), expected \(b, t\) with at least one"),
+        (lambda: GPT(SMALL).loss(tokens(t=1)), r"\(3, 0\), expected token ids \(b, t\) with b, t >= 1"),
         (lambda: GPT(SMALL).attention_maps(tokens(t=9)), "9 positions"),
         (lambda: generate(GPT(SMALL), [], 1), "no prompt, expected at least one"),
         (lambda: generate(GPT(SMALL), [[1], []], 1), "prompt 1 has 0 tokens, expected 1 to block_size=8"),

@@ -4,7 +4,7 @@ from functools import cache
 
 import pytest
 
-from paperwalk.metrics import edit_distance, phoneme_error_rate, word_error_rate
+from paperwalk.metrics import bootstrap_interval, edit_distance, phoneme_error_rate, word_error_rate
 
 
 def naive_distance(a: str, b: str) -> int:
@@ -98,3 +98,30 @@ def test_word_error_rate_takes_any_reference():
 def test_bad_input_is_named(rate, hypotheses, references, message):
     with pytest.raises(ValueError, match=message):
         rate(hypotheses, references)
+
+
+def test_the_interval_of_a_share_is_that_of_the_binomial():
+    low, high = bootstrap_interval([1] * 700 + [0] * 300)
+    half = 1.96 * (0.7 * 0.3 / 1000) ** 0.5
+    assert low == pytest.approx(0.7 - half, abs=0.1 * half)
+    assert high == pytest.approx(0.7 + half, abs=0.1 * half)
+
+
+def test_the_interval_of_a_ratio_counts_the_weights():
+    # Every word has half its symbols wrong: nothing to be unsure about, though the words differ in length.
+    assert bootstrap_interval([1, 2, 5], [2, 4, 10]) == (0.5, 0.5)
+    low, high = bootstrap_interval([0.0, 9.0] * 50, [1.0, 3.0] * 50)
+    assert low < 9 / 4 < high
+
+
+@pytest.mark.parametrize(
+    ("values", "weights", "message"),
+    [
+        ([], None, "0 values and 0 weights"),
+        ([1.0], [1.0, 2.0], "1 values and 2 weights"),
+        ([1.0, 1.0], [1.0, 0.0], "weights > 0"),
+    ],
+)
+def test_a_bad_interval_is_named(values, weights, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_interval(values, weights)

@@ -6,7 +6,7 @@ import matplotlib as mpl
 import pytest
 import torch
 
-from paperwalk.notebook import glue, milliseconds, progress
+from paperwalk.notebook import checkpoint, glue, milliseconds, progress
 from paperwalk.plot import COLOURS, show_images, use_style
 
 
@@ -75,3 +75,8 @@ def test_images_are_shown_in_a_grid(channels, n, columns, grid, pyplot):
     assert not any(axis.get_images() for axis in axes[n:])
     assert not any(axis.axison for axis in axes)
     figure.canvas.draw()
+
+
+def test_a_checkpoint_that_is_not_there_is_named():
+    with pytest.raises(FileNotFoundError, match="no checkpoint 'none-such'"):
+        checkpoint("none-such")

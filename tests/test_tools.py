@@ -1,5 +1,6 @@
 """The tools that make, check and build the pages."""
 
+import json
 import re
 import shutil
 import sys
@@ -10,6 +11,7 @@ import nbformat
 import pytest
 
 import chapters
+import pages
 import paperwalk
 import plain
 import sync
@@ -45,6 +47,7 @@ from paperwalk import nn
 @pytest.fixture
 def book(tmp_path, monkeypatch):
     """A book of one chapter, synced, its checked cell with a reference output."""
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
     for module in (chapters, sync):
         monkeypatch.setattr(module, "ROOT", tmp_path)
         monkeypatch.setattr(module, "CHAPTERS", tmp_path / "book" / "chapters")
@@ -217,3 +220,39 @@ def test_the_lock_covers_every_requirement():
 
 def test_the_versions_are_one():
     assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == paperwalk.__version__
+
+
+# The page of results
+
+
+CARD = {
+    "metrics": {"loss": {"value": 1.23456, "interval": [1.2, 1.3], "n": 10}},
+    "cpu_seconds": 1800,
+    "hardware": "a processor, 2 cores",
+    "command": "paperwalk train gpt --recipe x",
+}
+
+
+def add_checkpoint(book, name, card):
+    (book / "checkpoints" / name).mkdir(parents=True)
+    (book / "checkpoints" / name / "config.json").write_text("{}")
+    if card is not None:
+        (book / "checkpoints" / name / "card.json").write_text(json.dumps(card))
+
+
+def test_the_page_of_results_says_what_the_cards_say(book, monkeypatch):
+    add_checkpoint(book, "gpt-moby-dick", CARD)
+    assert any("book/results.md is not what" in line for line in sync.problems())
+    run_sync(monkeypatch)
+    page = (book / "book" / "results.md").read_text()
+    assert "| loss: 1.235 (1.200 to 1.300) |" in page
+    assert "30 min of processor time, a processor, 2 cores" in page
+    assert "`paperwalk train gpt --recipe x`" in page
+    assert not any("results.md" in line for line in sync.problems())
+
+
+@pytest.mark.parametrize(("name", "card"), [("gpt-moby-dick", None), ("no-such-claim", CARD)])
+def test_a_checkpoint_without_card_or_claim_is_named(name, card, book):
+    add_checkpoint(book, name, card)
+    with pytest.raises(ValueError, match=f"checkpoints/{name} lacks its card.json or its claim"):
+        pages.results()

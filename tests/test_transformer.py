@@ -246,10 +246,29 @@ def test_layers_equal_torch(kind, norm, masked, randomise):
     assert rung.n_gradients == len(inputs) + (12 if kind == "encoder" else 18)
 
 
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_cross_weights_see_no_later_target(norm, randomise):
+    block, x, y = randomise(DecoderBlock(12, 3, 20, norm=norm)), torch.randn(2, 4, 12), torch.randn(2, 5, 12)
+    whole = block.cross_weights(x, y, causal_mask(4, 4))
+    assert_close(whole[:, :, :2], block.cross_weights(x[:, :2], y, causal_mask(2, 2)))
+    assert not torch.allclose(whole[:, :, :2], block.cross_weights(x, y)[:, :, :2], atol=1e-4)
+    assert_close(whole.sum(-1), torch.ones(2, 3, 4))
+
+
 def test_decoder_block_is_causal_by_flag_or_mask(randomise):
     block, x, y = randomise(DecoderBlock(12, 3, 20)), torch.randn(2, 4, 12), torch.randn(2, 5, 12)
     assert_close(block(x, y, causal=True), block(x, y, causal_mask(4, 4)))
     assert not torch.allclose(block(x, y, causal=True), block(x, y))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_flops_on_paper_are_those_that_torch_counts():
+    from torch.utils.flop_counter import FlopCounterMode
+
+    config = TransformerConfig(vocab_size=11, d_model=12, n_layers=2, n_heads=3, d_mlp=20, block_size=16)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        Transformer(config).eval()(torch.randint(3, 11, (1, 5)), torch.randint(3, 11, (1, 7)))
+    assert config.forward_flops(5, 7) == counter.get_total_flops()
 
 
 # --- transformers
@@ -865,8 +884,8 @@ GOOD = torch.tensor([[3, 4]])
         (GOOD > 3, GOOD, r"source is torch\.bool"),
         (torch.tensor([[3, 11]]), GOOD, "source has token ids 3 to 11, expected 0 to 10"),
         (torch.tensor([[-1, 4]]), GOOD, "source has token ids -1 to 4"),
-        (torch.ones(1, 17, dtype=torch.long), GOOD, "source has 17 tokens, expected at most block_size=16"),
-        (GOOD, torch.ones(1, 17, dtype=torch.long), "target has 17 tokens"),
+        (torch.ones(1, 17, dtype=torch.long), GOOD, "source has 17 positions, expected at most 16"),
+        (GOOD, torch.ones(1, 17, dtype=torch.long), "target has 17 positions"),
         (GOOD, torch.tensor([[11]]), "target has token ids 11 to 11"),
         (GOOD, GOOD.expand(2, -1), "1 sources and 2 targets, expected as many"),
     ],
@@ -887,7 +906,7 @@ def test_bad_tokens_are_named(source, target, message):
         (lambda m: m.beam_search(GOOD, max_length=0), "max_length=0, expected at least 1"),
         (lambda m: m.greedy(GOOD, max_length=-1), "max_length=-1"),
         (lambda m: m.greedy(GOOD.float()), r"source is torch\.float32"),
-        (lambda m: m.beam_search(torch.ones(1, 17, dtype=torch.long)), "source has 17 tokens"),
+        (lambda m: m.beam_search(torch.ones(1, 17, dtype=torch.long)), "source has 17 positions"),
         (lambda m: m.cross_attention_maps(torch.tensor([[3, 0]]), GOOD), "source has padding"),
         (lambda m: m.cross_attention_maps(GOOD, GOOD.expand(2, -1)), "1 sources and 2 targets"),
         (lambda m: m.cross_attention_maps(GOOD, GOOD.float()), r"target is torch\.float32"),

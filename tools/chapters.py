@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -94,8 +95,14 @@ def datasets(source: str) -> set[str]:
     return names
 
 
+def checkpoints(source: str) -> list[Path]:
+    """The files of the trained models that this code names in calls of `checkpoint("…")`."""
+    names = set(re.findall(r"\bcheckpoint\(\s*[\"']([^\"']+)[\"']\s*\)", source))
+    return sorted(path for name in names for path in (ROOT / "checkpoints" / name).glob("*") if path.is_file())
+
+
 def key(notebook: nbformat.NotebookNode) -> str:
-    """What the outputs depend on: the code cells, the modules they import, stored results they read, and the lock.
+    """What the outputs depend on: code cells, the modules they import, stored results, checkpoints, and the lock.
 
     The cells' metadata count as well: the cache that Sphinx reads keeps a notebook under both.
     """
@@ -104,6 +111,6 @@ def key(notebook: nbformat.NotebookNode) -> str:
     # An experiment's numbers stand in the .json beside its module.
     stored = [path.with_suffix(".json") for path in files if path.with_suffix(".json").is_file()]
     digest = hashlib.sha256(json.dumps(cells, sort_keys=True).encode())
-    for path in [*files, *stored, ROOT / "requirements.txt"]:
+    for path in [*files, *stored, *checkpoints(code(notebook)), ROOT / "requirements.txt"]:
         digest.update(path.read_bytes())
     return digest.hexdigest()

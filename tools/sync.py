@@ -1,5 +1,7 @@
 """Write each chapter's pair: book/chapters/NAME.py and notebooks/NAME.ipynb, both from book/chapters/NAME.md.
 
+And the pages that are tables: the results, from the cards of the checkpoints, and the cost at full size.
+
 One direction only: the .md is the source. Reference outputs, of the cells tagged nbval-check-output alone, live in the
 .ipynb; they are kept while the code of the chapter stays the same and made anew by --refs.
 """
@@ -15,16 +17,22 @@ import nbformat
 import yaml
 
 from chapters import CHAPTERS, CHECKED, NOTEBOOKS, ROOT, TIMEOUT, ChapterError, chapters, code, read
+from pages import PAGES
 from plain import plain
 
 BOOTSTRAP = """\
-# In Colab: install the package; torch and numpy stay as they are. Elsewhere: nothing.
+# In Colab: fetch the book and install its package; torch and numpy stay as they are. Elsewhere: nothing.
 # Where the text shows a `name` in place of a number, the cell above it printed that number.
 import subprocess
 import sys
+from pathlib import Path
 
 if "google.colab" in sys.modules:
-    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "paperwalk[chapters] @ git+{url}@{branch}"])"""
+    if not Path("paperwalk-book").exists():
+        clone = ["git", "clone", "-q", "--depth", "1", "--branch", "{branch}", "{url}", "paperwalk-book"]
+        subprocess.check_call(clone)
+    subprocess.check_call([sys.executable, "-m", "pip", "install", "-q", "-e", "./paperwalk-book[chapters]"])
+    sys.path.insert(0, str(Path("paperwalk-book/src").resolve()))"""
 
 
 def as_python(path: Path) -> str:
@@ -100,6 +108,9 @@ def problems() -> list[str]:
             found.append(f"{path.relative_to(ROOT)} has no cell tagged {CHECKED}: nothing of it would be compared")
         if any(c.execution_count is None or not c.outputs for c in checked):
             found.append(f"notebooks/{path.stem}.ipynb lacks reference outputs: run `make refs`")
+    for page, content in PAGES.items():
+        if not (ROOT / page).exists() or (ROOT / page).read_text(encoding="utf-8") != content():
+            found.append(f"{page} is not what the checkpoints and recipes say: run `make sync`")
     stems = {path.stem for path in chapters()}
     for target in [*CHAPTERS.glob("*.py"), *NOTEBOOKS.glob("*.ipynb")]:
         if target.stem not in stems:
@@ -149,6 +160,8 @@ def main() -> int:
     for path in chapters():
         for target, content in targets(path).items():
             write(target, content)
+    for page, content in PAGES.items():
+        write(ROOT / page, content())
     if arguments.refs is not None:
         store_references(arguments.refs)
     return 0
@@ -157,5 +170,5 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except ChapterError as error:
+    except (ChapterError, ValueError) as error:
         sys.exit(str(error))

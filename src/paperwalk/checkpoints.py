@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
+SCALE = ".int8_scale"
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -94,7 +95,30 @@ def _read_tensors(path: Path) -> Tensors:
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
-    return dict(tensors)
+    return _unpack(tensors)
+
+
+def _pack(tensors: Mapping[str, Tensor], bits: int) -> Tensors:
+    # Half precision, or for matrices whole numbers up to ±127 times a scale for each row (output feature).
+    packed = {}
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point() or bits == 32:
+            packed[name] = tensor.contiguous()
+        elif bits == 16 or tensor.ndim < 2:
+            packed[name] = tensor.half()
+        else:
+            scale = tensor.abs().amax(dim=tuple(range(1, tensor.ndim)), keepdim=True).clamp(min=1e-30) / 127
+            packed[name] = (tensor / scale).round().to(torch.int8)
+            packed[name + SCALE] = scale
+    return packed
+
+
+def _unpack(packed: Mapping[str, Tensor]) -> Tensors:
+    return {
+        name: tensor * packed[name + SCALE] if name + SCALE in packed else tensor
+        for name, tensor in packed.items()
+        if not name.endswith(SCALE)
+    }
 
 
 def rename(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> Tensors:
@@ -197,7 +221,7 @@ def published_sizes(values: Mapping[str, Any], fields: Mapping[str, str], archit
     return {name: values[theirs] for name, theirs in fields.items()}
 
 
-def write(folder: str | Path, module: nn.Module, architecture: str, config: Any) -> None:
+def write(folder: str | Path, module: nn.Module, architecture: str, config: Any, bits: int = 32) -> None:
     """Write model.safetensors and config.json; each file appears whole or not at all.
 
     Args:
@@ -205,10 +229,17 @@ def write(folder: str | Path, module: nn.Module, architecture: str, config: Any)
         module: whose parameters and buffers are written.
         architecture: the class name that `config_from` will ask for.
         config: a dataclass.
+        bits: of a stored weight: 32, 16 (half precision), or 8 (whole numbers up to ±127, a scale for each row of a
+            matrix; vectors in half precision). `read` gives back floats.
+
+    Raises:
+        ValueError: `bits` is another number.
     """
+    if bits not in (8, 16, 32):
+        raise ValueError(f"bits is {bits}, expected 8, 16 or 32")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.contiguous() for name, tensor in module.state_dict().items()}
+    tensors = _pack(module.state_dict(), bits)
     text = json.dumps({"paperwalk": architecture, **dataclasses.asdict(config)}, indent=2) + "\n"
     contents = {"model.safetensors": safetensors.torch.save(tensors), "config.json": text.encode()}
     for name, content in contents.items():

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from paperwalk import checkpoints
 from paperwalk.nn import KeyValueCache, LearnedPositions, TransformerBlock, causal_mask
-from paperwalk.nn.checks import check_multiple, check_sizes
+from paperwalk.nn.checks import check_multiple, check_sizes, check_tokens
 from paperwalk.published.gpt import from_transformers, our_names
 
 INIT_STD = 0.02
@@ -218,16 +218,7 @@ class GPT(nn.Module):
         return torch.stack(maps)
 
     def _check(self, tokens: Tensor, real: Tensor | None, seen: int) -> None:
-        v, most = self.config.vocab_size, self.config.block_size
-        if tokens.ndim != 2 or tokens.numel() == 0:
-            raise ValueError(f"tokens have shape {tuple(tokens.shape)}, expected (b, t) with at least one token")
-        if tokens.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"tokens have dtype {tokens.dtype}, expected torch.int64")
-        if seen + tokens.shape[1] > most:
-            raise ValueError(f"{seen + tokens.shape[1]} positions, expected at most block_size={most}: crop the tokens")
-        low, high = tokens.min().item(), tokens.max().item()
-        if low < 0 or high >= v:
-            raise ValueError(f"token {low if low < 0 else high}, expected 0 to {v - 1}")
+        check_tokens("tokens", tokens, self.config.vocab_size, self.config.block_size - seen)
         expected = (len(tokens), seen + tokens.shape[1])
         if real is not None and tuple(real.shape) != expected:
             raise ValueError(f"real has shape {tuple(real.shape)}, expected {expected}: all positions seen so far")
@@ -260,6 +251,6 @@ class GPT(nn.Module):
         checkpoints.load_exactly(model, tensors)
         return model
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model to a folder that `from_pretrained` reads."""
-        checkpoints.write(folder, self, "GPT", self.config)
+    def save_pretrained(self, folder: str | Path, *, bits: int = 32) -> None:
+        """Write the model to a folder that `from_pretrained` reads; `bits` a weight, as in `checkpoints.write`."""
+        checkpoints.write(folder, self, "GPT", self.config, bits)

@@ -4,6 +4,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -42,3 +43,19 @@ def glue(**numbers: float | int | str) -> None:
         return
     for name, number in numbers.items():
         glue_one(name, number, display=False)
+
+
+def checkpoint(name: str) -> Path:
+    """The folder of a trained model that comes with the book, `checkpoints/NAME` of the clone.
+
+    Raises:
+        FileNotFoundError: there is none of that name, or the package was installed without the book around it.
+    """
+    folder = Path(__file__).parents[2] / "checkpoints" / name
+    if not (folder / "config.json").is_file():
+        known = sorted(path.parent.name for path in folder.parent.glob("*/config.json"))
+        raise FileNotFoundError(
+            f"no checkpoint {name!r} in {folder.parent}, which holds {', '.join(known) or 'nothing'}; the checkpoints "
+            "come with a clone of the book, installed with `pip install -e .`"
+        )
+    return folder

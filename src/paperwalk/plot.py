@@ -1,11 +1,23 @@
 """Figures that more than one chapter draws."""
 
+import base64
+import io
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 from jaxtyping import Shaped
 from torch import Tensor
 
+STYLE = (
+    ".paperwalk-slider{margin:1em 0;max-width:100%}"
+    ".paperwalk-slider img{max-width:100%;height:auto;background:#fff}"
+    ".paperwalk-slider img[hidden]{display:none}"
+    ".paperwalk-slider label{display:flex;flex-wrap:wrap;gap:.6em;align-items:center;margin:.4em 0}"
+    ".paperwalk-slider input{flex:1 1 8em;max-width:24em;min-height:2em}"
+    ".paperwalk-slider output{min-width:4em;font-variant-numeric:tabular-nums}"
+    "@media print{.paperwalk-slider input{display:none}}"
+)
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 
 
@@ -59,3 +71,74 @@ def show_images(
         if titles:
             axis.set_title(titles[i], fontsize=9)
     return figure
+
+
+class Slider:
+    """Frames of which one is shown, and a slider that chooses it; `slider` makes it, a notebook shows it."""
+
+    def __init__(self, pngs: Sequence[bytes], labels: Sequence[str], alt: str, name: str):
+        self.pngs, self.labels, self.alt, self.name = pngs, labels, alt, name
+
+    def __repr__(self) -> str:
+        return f"slider of {len(self.pngs)} frames: {self.name}"
+
+    def _repr_html_(self) -> str:
+        middle = len(self.pngs) // 2
+        images = "".join(
+            f'<img data-label="{escape(label)}" alt="{escape(f"{self.alt} {self.name}: {label}.")}" '
+            f'src="data:image/png;base64,{base64.b64encode(png).decode()}"{"" if i == middle else " hidden"}>'
+            for i, (png, label) in enumerate(zip(self.pngs, self.labels, strict=True))
+        )
+        # The handler finds its own figure, so that nothing on the page needs an id and several sliders cannot clash.
+        handler = (
+            "const all=this.closest('figure').querySelectorAll('img');all.forEach((e,i)=>e.hidden=i!=this.value);"
+            "const text=all[this.value].dataset.label;this.setAttribute('aria-valuetext',text);"
+            "this.nextElementSibling.value=text"
+        )
+        return (
+            f'<figure class="paperwalk-slider"><style>{STYLE}</style>{images}<figcaption><label>{escape(self.name)} '
+            f'<input type="range" min="0" max="{len(self.pngs) - 1}" value="{middle}" step="1" autocomplete="off" '
+            f'aria-valuetext="{escape(self.labels[middle])}" oninput="{handler}"><output>{escape(self.labels[middle])}'
+            f"</output></label></figcaption></figure>"
+        )
+
+
+def slider(frames: Sequence[Any], labels: Sequence[str], *, alt: str, name: str) -> Slider:
+    """A figure that the reader moves: one of the frames is shown, the middle one first, which is also what is printed.
+
+    It is one piece of HTML that needs no network and no kernel; arrow keys move it.
+
+    Args:
+        frames: matplotlib figures, which are closed, or images (h w), (h w 3): float in [0, 1] or uint8.
+        labels: what the slider says at each frame, such as "75 %".
+        alt: what all frames show, in a sentence; each frame's label is added.
+        name: what the slider changes, such as "mask ratio".
+
+    Raises:
+        ValueError: no frame, another number of labels, frames of different sizes, or an empty `alt` or `name`.
+    """
+    if len(frames) == 0 or len(frames) != len(labels):
+        raise ValueError(f"{len(frames)} frames and {len(labels)} labels, expected as many of each, and at least one")
+    if not alt.strip() or not name.strip():
+        raise ValueError(f"alt={alt!r} and name={name!r}, expected text in both")
+    pngs = [_png(frame) for frame in frames]
+    # A PNG's width and height stand in bytes 16 to 24.
+    sizes = {(int.from_bytes(png[16:20]), int.from_bytes(png[20:24])) for png in pngs}
+    if len(sizes) > 1:
+        raise ValueError(f"frames have {len(sizes)} sizes, {sorted(sizes)} in pixels, expected one")
+    return Slider(pngs, [str(label) for label in labels], alt.strip(), name.strip())
+
+
+def _png(frame: Any) -> bytes:
+    import matplotlib.pyplot as plt
+
+    buffer = io.BytesIO()
+    if isinstance(frame, plt.Figure):
+        frame.savefig(buffer, format="png", facecolor="white")
+        plt.close(frame)
+    else:
+        image = frame.detach().cpu().numpy() if isinstance(frame, Tensor) else frame
+        # Without vmin and vmax a grey image would be stretched to its own darkest and brightest pixel.
+        limits = {"vmin": 0, "vmax": 255 if image.dtype.kind in "iu" else 1}
+        plt.imsave(buffer, image, cmap="gray", format="png", **limits)
+    return buffer.getvalue()

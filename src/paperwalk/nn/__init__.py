@@ -2,7 +2,7 @@
 
 from paperwalk.nn.attention import KeyValueCache, MultiHeadAttention, attention, attention_weights, causal_mask
 from paperwalk.nn.block import DecoderBlock, TransformerBlock
-from paperwalk.nn.mlp import MLP
+from paperwalk.nn.mlp import MLP, quick_gelu
 from paperwalk.nn.patches import PatchEmbedding, patchify, unpatchify
 from paperwalk.nn.positions import (
     LearnedPositions,
@@ -25,6 +25,7 @@ __all__ = [
     "attention_weights",
     "causal_mask",
     "patchify",
+    "quick_gelu",
     "resize_positions",
     "sinusoidal_1d",
     "sinusoidal_2d",

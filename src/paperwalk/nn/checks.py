@@ -1,6 +1,10 @@
-"""What every configuration of a model checks about its sizes."""
+"""What every configuration checks about its sizes and choices, and every model about its tokens."""
 
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def check_sizes(config: Any, *names: str) -> None:
@@ -16,3 +20,22 @@ def check_multiple(config: Any, whole: str, part: str) -> None:
     large, small = getattr(config, whole), getattr(config, part)
     if large % small:
         raise ValueError(f"{whole}={large} is not a multiple of {part}={small}, expected one that is")
+
+
+def check_choice(config: Any, name: str, allowed: Sequence[str]) -> None:
+    """Raise a ValueError unless the field is one of the values allowed."""
+    if getattr(config, name) not in allowed:
+        raise ValueError(f"{name}={getattr(config, name)!r}, expected one of {', '.join(map(repr, allowed))}")
+
+
+def check_tokens(name: str, tokens: Tensor, vocab_size: int, most: int) -> None:
+    """Raise a ValueError unless `tokens` are (b, t) integers of the vocabulary, 1 to `most` positions t."""
+    if tokens.ndim != 2 or 0 in tokens.shape or tokens.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"{name} is {tokens.dtype} of shape {tuple(tokens.shape)}, expected token ids (b, t) with b, t >= 1"
+        )
+    if tokens.shape[1] > most:
+        raise ValueError(f"{name} has {tokens.shape[1]} positions, expected at most {most}")
+    low, high = tokens.min().item(), tokens.max().item()
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"{name} has token ids {low} to {high}, expected 0 to {vocab_size - 1}")

@@ -77,15 +77,16 @@ class PatchEmbedding(nn.Module):
         patch_size: side p of a patch, in pixels.
         in_channels: number of channels c.
         d_model: width d of the embedding.
+        bias: whether to add b.
 
     Cost: 2 · t · p² · c · d FLOPs per image.
     Source: Dosovitskiy et al. 2020, Eq. 1 (the term x_p E).
     """
 
-    def __init__(self, patch_size: int, in_channels: int, d_model: int):
+    def __init__(self, patch_size: int, in_channels: int, d_model: int, *, bias: bool = True):
         super().__init__()
         self.patch_size = patch_size
-        self.proj = nn.Linear(patch_size**2 * in_channels, d_model)
+        self.proj = nn.Linear(patch_size**2 * in_channels, d_model, bias=bias)
 
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b t d"]:
         """Embed the patches of images, row by row.

@@ -19,7 +19,7 @@ import itertools
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import regex
@@ -65,7 +65,17 @@ def apply_merges(parts: list[bytes], ranks: Mapping[Pair, int]) -> list[bytes]:
     return parts
 
 
-def learn_merges(words: Mapping[bytes, int], n_merges: int, order: Mapping[bytes, int]) -> list[Pair]:
+def single_bytes(word: bytes) -> list[bytes]:
+    """A word as GPT-2 spells it before any merge: its bytes."""
+    return [bytes([byte]) for byte in word]
+
+
+def learn_merges(
+    words: Mapping[bytes, int],
+    n_merges: int,
+    order: Mapping[bytes, int],
+    letters: Callable[[bytes], list[bytes]] = single_bytes,
+) -> list[Pair]:
     """Byte-pair encoding: join the most frequent pair of neighbours in all words, `n_merges` times.
 
     Of pairs equally frequent that of the lower integers goes first, so that the result is determined.
@@ -73,12 +83,13 @@ def learn_merges(words: Mapping[bytes, int], n_merges: int, order: Mapping[bytes
     Args:
         words: how often each word occurs; pairs are counted within words only.
         n_merges: number of pairs to learn; fewer come back when the words are all joined up.
-        order: the integer of each byte; new tokens get the next ones.
+        order: the integer of each letter; new tokens get the next ones.
+        letters: how a word is spelled before any merge.
 
     Cost: each merge visits the words that hold its pair, not all.
     Source: Sennrich et al. 2016, Algorithm 1.
     """
-    spelled = [[bytes([byte]) for byte in word] for word in words]
+    spelled = [letters(word) for word in words]
     counts, ids = list(words.values()), dict(order)
     n_pairs: Counter[Pair] = Counter()
     holders: defaultdict[Pair, set[int]] = defaultdict(set)
@@ -164,7 +175,7 @@ class BytePairTokenizer:
 
     def spell(self, word: bytes) -> list[bytes]:
         """The tokens of one word."""
-        return apply_merges([bytes([byte]) for byte in word], self._ranks)
+        return apply_merges(single_bytes(word), self._ranks)
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, as integers."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from paperwalk.train.precision import fast_dtype as fast_dtype
+
 
 def fit(
     model: nn.Module,
@@ -18,6 +20,7 @@ def fit(
     steps: int,
     folder: str | Path,
     clip: float = 1.0,
+    dtype: torch.dtype = torch.float32,
     save_every: int = 200,
     log_every: int = 50,
 ) -> list[float]:
@@ -32,6 +35,7 @@ def fit(
         steps: number of optimiser steps.
         folder: keeps state.pt, written whole every `save_every` steps.
         clip: largest norm of all gradients together.
+        dtype: of the matrix products in the forward and backward passes; the weights stay in single precision.
         save_every, log_every: steps between two states, and between two printed lines.
 
     Returns:
@@ -48,7 +52,8 @@ def fit(
     for step in range(first, steps):
         for group in optimiser.param_groups:
             group["lr"] = lr_at(step)
-        loss = batch_loss(step)
+        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            loss = batch_loss(step)
         if not loss.isfinite():
             raise FloatingPointError(f"loss is {loss.item()} at step {step}; the last state is in {state_path}")
         optimiser.zero_grad()

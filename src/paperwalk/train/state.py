@@ -1,0 +1,86 @@
+"""The state of a run on disk: written whole or not at all, checked when read, nothing in it unpickled.
+
+A folder `step-00000200` holds state.safetensors (weights, optimiser, random states, losses) and state.json (the rest,
+and the SHA-256 of the tensors). It is written beside its place and renamed, so that a kill or a full disk leaves the
+states before it as they were.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+
+class State(NamedTuple):
+    """The number of steps done, tensors by name, and what JSON can hold."""
+
+    step: int
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
+
+
+def write_state(folder: Path, state: State, *, keep: int) -> None:
+    """Write `folder/step-…`, then remove all but the newest `keep`.
+
+    Raises:
+        OSError: the disk is full or gone; the states before it stay.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".step-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    place = folder / f"step-{state.step:08d}"
+    temporary = folder / f".{place.name}.{os.getpid()}"
+    try:
+        temporary.mkdir()
+        # A file of its own memory: views that share memory cannot be written.
+        content = safetensors.torch.save({name: tensor.detach().clone() for name, tensor in state.tensors.items()})
+        (temporary / "state.safetensors").write_bytes(content)
+        about = {"step": state.step, "sha256": hashlib.sha256(content).hexdigest(), "values": state.values}
+        (temporary / "state.json").write_text(json.dumps(about), encoding="utf-8")
+        if place.exists():
+            shutil.rmtree(place)
+        os.replace(temporary, place)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def newest_state(folder: Path) -> State | None:
+    """The newest state in the folder that is whole; a damaged one is named in a warning and passed over."""
+    for place in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            about = json.loads((place / "state.json").read_text(encoding="utf-8"))
+            content = (place / "state.safetensors").read_bytes()
+            if hashlib.sha256(content).hexdigest() != about["sha256"]:
+                raise ValueError("its content is not what was written")
+            return State(about["step"], safetensors.torch.load(content), about["values"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            warnings.warn(f"{place} is damaged ({error}); going back to the state before it", stacklevel=2)
+    return None
+
+
+def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors; its settings are the recipe's and are not stored."""
+    return {
+        f"optimiser.{i}.{name}": torch.as_tensor(value)
+        for i, state in optimiser.state_dict()["state"].items()
+        for name, value in state.items()
+    }
+
+
+def restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give the optimiser the state that `optimiser_tensors` took from one alike."""
+    stored: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if name.startswith("optimiser."):
+            _, i, key = name.split(".", 2)
+            stored.setdefault(int(i), {})[key] = tensor
+    optimiser.load_state_dict({"state": stored, "param_groups": optimiser.state_dict()["param_groups"]})

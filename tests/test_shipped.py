@@ -1,0 +1,52 @@
+"""The checkpoints that come with the book: each is measured again, and is what its card says."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from paperwalk.train import runs
+
+FOLDER = Path(__file__).parents[1] / "checkpoints"
+NAMES = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_model_is_what_its_card_says(name):
+    card = json.loads((FOLDER / name / "card.json").read_text(encoding="utf-8"))
+    recipe = runs.from_json(card["recipe"])
+    measured = runs.evaluate(recipe, FOLDER / name, card["quick"]["limit"])
+    assert measured.keys() == card["metrics"].keys()
+    for metric, said in card["quick"]["metrics"].items():
+        # Another processor adds in another order: a search may take another of two nearly equal ways now and then.
+        assert measured[metric]["value"] == pytest.approx(said["value"], rel=0.02), metric
+        assert measured[metric]["n"] == said["n"]
+        # What a hundred examples say must fit with what all of them say.
+        low, high = said["interval"]
+        assert low - (high - low) <= card["metrics"][metric]["value"] <= high + (high - low), metric
+    assert recipe.data_sha256() == card["data"]
+    assert card["command"].startswith(f"paperwalk train {recipe.paper} ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_shipped_model_has_a_card_that_says_where_it_comes_from(name):
+    card = json.loads((FOLDER / name / "card.json").read_text(encoding="utf-8"))
+    assert {
+        "command",
+        "seed",
+        "versions",
+        "hardware",
+        "seconds",
+        "cpu_seconds",
+        "curve",
+        "precision",
+        "date",
+    } <= card.keys()
+    assert card["curve"][-1][1] < card["curve"][0][1]
+
+
+def test_the_checkpoints_are_small():
+    sizes = {path: path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()}
+    assert max(sizes.values(), default=0) <= 12_000_000
+    assert sum(sizes.values()) <= 60_000_000
+    assert {path.suffix for path in sizes} <= {".safetensors", ".json", ".png", ".bpe"}

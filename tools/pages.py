@@ -1,0 +1,154 @@
+"""The pages that are made: the results, from the cards of the checkpoints, and the cost of the papers' own sizes."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from chapters import ROOT
+
+RESULTS = """\
+# Results
+
+What the checkpoints that come with the book reach on data they were not trained on, beside what the paper says of its
+own models. The table is made by `make sync` from the `card.json` of each folder of `checkpoints/`; a card holds the
+command, the seed, the SHA-256 of the data, the versions, the commit, the machine, the loss curve and the figures with
+their 95 % intervals (from resampling the test examples). `make test` measures every checkpoint again on a part of the
+data. To measure one on all of it: `paperwalk eval checkpoints/NAME`.
+
+"""
+
+
+class Claim(NamedTuple):
+    """What a card cannot know.
+
+    Args:
+        paper: title and chapter.
+        claim: of the paper.
+        theirs: its number.
+        setting: data and size of ours.
+        why: where and why ours falls short.
+    """
+
+    paper: str
+    claim: str
+    theirs: str
+    setting: str
+    why: str
+
+
+CLAIMS = {
+    "gpt-moby-dick": Claim(
+        "[GPT, GPT-2](chapters/gpt.md)",
+        "predicting the next token is enough to learn language",
+        "GPT-2 small, WikiText103: perplexity 37.5 a word (Table 3)",
+        "6 blocks of 384, characters, Moby Dick",
+        "Nats a character and perplexity a word cannot be compared; a novel is 30,000 times less text than WebText.",
+    ),
+    "transformer-cmudict": Claim(
+        "[Transformer](chapters/transformer.md)",
+        "attention alone is enough to turn one sequence into another",
+        "base, English to German: BLEU 27.3 (Table 2)",
+        "4 + 4 layers of 128, spelling to pronunciation",
+        "Another task, which fits two cores: error rates of phonemes and words instead of BLEU.",
+    ),
+}
+
+
+def row(name: str, card: dict[str, Any], claim: Claim) -> str:
+    """One line of the table."""
+    ours = "; ".join(
+        f"{metric}: {each['value']:.3f} ({each['interval'][0]:.3f} to {each['interval'][1]:.3f})"
+        for metric, each in card["metrics"].items()
+    )
+    time = f"{card['cpu_seconds'] / 60:.0f} min of processor time, {card['hardware']}"
+    cells = (claim.paper, claim.claim, claim.theirs, ours, f"{claim.setting} (`{name}`)", time, f"`{card['command']}`")
+    return f"| {' | '.join(cells)} | {claim.why} |"
+
+
+def results() -> str:
+    """The page of results, from the cards as they are.
+
+    Raises:
+        ValueError: a checkpoint has no card, or there is no claim for it here.
+    """
+    names = sorted(path.parent.name for path in (ROOT / "checkpoints").glob("*/config.json"))
+    titles = ("paper", "claim", "the paper's number", "ours", "setting", "time", "command", "where it falls short")
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name in names:
+        path = ROOT / "checkpoints" / name / "card.json"
+        if not path.is_file() or name not in CLAIMS:
+            raise ValueError(f"checkpoints/{name} lacks its card.json or its claim in tools/pages.py")
+        lines.append(row(name, json.loads(path.read_text(encoding="utf-8")), CLAIMS[name]))
+    return RESULTS + "\n".join(lines) + "\n"
+
+
+SCALE = """\
+# From a laptop to a cluster
+
+A chapter trains for a minute. The same module trains longer, and on more machines, by one command:
+
+```
+paperwalk train gpt --recipe moby-dick-cpu                        # a recipe by name: two cores, under an hour
+paperwalk train gpt --recipe moby-dick-cpu --data book.txt        # your text; any field can be overridden
+paperwalk train gpt --help                                        # the fields
+paperwalk train gpt --recipe moby-dick-cpu --resume               # goes on where it was stopped, to the very bits
+accelerate launch --multi_gpu -m paperwalk train gpt --recipe paper --data corpus.txt
+torchrun --nproc_per_node 2 -m paperwalk train gpt                # two processes without a graphics card
+accelerate launch --num_machines 4 --machine_rank 0 --main_process_ip HOST --num_processes 32 -m paperwalk train …
+```
+
+`--batch-size` is that of all processes together, so that the curve does not depend on how many there are; each takes its
+part of a batch that is drawn from the seed and the number of the step alone. When a part does not fit into memory,
+`--accumulate 4` cuts it into four. The tests hold both: two processes, or several parts, give the curve of one to 1e-5.
+
+A run is a folder: `run.json`, `states/` (the last two, each written whole or not at all), events for TensorBoard, and at
+the end the model, `card.json` and `loss.png`. Kill it whenever you like.
+
+## What it costs, on paper
+
+The largest step of each paper, by `paperwalk info PAPER --recipe paper`. A training step is three forward passes: one
+forward, two backward. Memory is weights, gradients and Adam's two moments in single precision, 16 bytes a parameter, the
+same on each device; activations come on top. After each backward pass the devices average their gradients: with N of them
+each sends and receives 2 (N − 1) / N times 4 bytes a parameter, nearly the column's figure for many.
+
+"""
+
+
+def scale() -> str:
+    """The page that leads from a laptop to a cluster."""
+    from paperwalk.train.recipes import PAPERS, recipe_class
+    from paperwalk.train.sizes import n_parameters
+
+    titles = (
+        "paper",
+        "example",
+        "parameters",
+        "FLOPs a step",
+        "memory, before activations",
+        "exchanged a step and device",
+    )
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for paper in PAPERS:
+        recipe = recipe_class(paper).named()["paper"]
+        n = n_parameters(recipe)
+        flops = 3 * recipe.forward_flops() * recipe.examples_a_step()
+        cells = (f"{paper}, batch {recipe.batch_size:,}", recipe.example_size(), f"{n / 1e6:,.1f} M", f"{flops:.1e}")
+        lines.append(f"| {' | '.join(cells)} | {16 * n / 1e9:.2f} GB | {8 * n / 1e9:.2f} GB |")
+    return SCALE + "\n".join(lines) + AFTER
+
+
+AFTER = """
+
+How to read it: a device that does 10¹⁴ FLOPs a second at 40 % of its peak does 4 · 10¹³. Divide a row's FLOPs by that, and
+by the number of devices: the seconds of a step. Divide the last column by the bandwidth between devices: the seconds of the
+exchange. As long as the second is well below the first, more devices help; it overlaps with the backward pass, but for the
+last layers. Both processors and networks differ by orders of magnitude, so measure: the log prints steps a second.
+
+## Precision
+
+`--precision auto` measures for a tenth of a second whether matrix products are at least 1.5 times as fast in bfloat16 as in
+single precision, and uses it for them if so; weights, sums and the optimiser stay in single precision. On the two cores that
+trained the checkpoints of this book they are more than four times as fast.
+"""
+
+PAGES = {Path("book", "results.md"): results, Path("book", "scale.md"): scale}
