@@ -25,6 +25,7 @@ class Claim(NamedTuple):
         paper: title and chapter.
         claim: of the paper.
         theirs: its number.
+        headline: the figure of ours to put beside it.
         setting: data and size of ours.
         why: where and why ours falls short.
     """
@@ -32,6 +33,7 @@ class Claim(NamedTuple):
     paper: str
     claim: str
     theirs: str
+    headline: str
     setting: str
     why: str
 
@@ -41,6 +43,7 @@ CLAIMS = {
         "[GPT, GPT-2](chapters/gpt.md)",
         "predicting the next token is enough to learn language",
         "GPT-2 small, WikiText103: perplexity 37.5 a word (Table 3)",
+        "loss",
         "6 blocks of 384, characters, Moby Dick",
         "Nats a character and perplexity a word cannot be compared; a novel is 30,000 times less text than WebText.",
     ),
@@ -48,21 +51,32 @@ CLAIMS = {
         "[Transformer](chapters/transformer.md)",
         "attention alone is enough to turn one sequence into another",
         "base, English to German: BLEU 27.3 (Table 2)",
+        "phoneme error rate, beam 4",
         "4 + 4 layers of 128, spelling to pronunciation",
         "Another task, which fits two cores: error rates of phonemes and words instead of BLEU.",
     ),
 }
 
 
-def row(name: str, card: dict[str, Any], claim: Claim) -> str:
-    """One line of the table."""
-    ours = "; ".join(
-        f"{metric}: {each['value']:.3f} ({each['interval'][0]:.3f} to {each['interval'][1]:.3f})"
-        for metric, each in card["metrics"].items()
-    )
-    time = f"{card['cpu_seconds'] / 60:.0f} min of processor time, {card['hardware']}"
-    cells = (claim.paper, claim.claim, claim.theirs, ours, f"{claim.setting} (`{name}`)", time, f"`{card['command']}`")
-    return f"| {' | '.join(cells)} | {claim.why} |"
+def value(figure: dict[str, Any]) -> str:
+    """A figure with its interval."""
+    low, high = figure["interval"]
+    return f"{figure['value']:.3f} ({low:.3f} to {high:.3f})"
+
+
+def section(name: str, card: dict[str, Any], claim: Claim) -> str:
+    """What there is to say of one checkpoint."""
+    rows = {
+        "claim": claim.claim,
+        "the paper's number": claim.theirs,
+        **{f"ours: {metric}": value(each) for metric, each in card["metrics"].items()},
+        "setting": claim.setting,
+        "time": f"{card['cpu_seconds'] / 60:.0f} minutes of one core ({card['hardware']})",
+        "command": f"`{card['command']}`",
+        "where it falls short": claim.why,
+    }
+    lines = [f"\n## {claim.paper}: `checkpoints/{name}`\n", "| | |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {title} | {text} |" for title, text in rows.items())]) + "\n"
 
 
 def results() -> str:
@@ -72,14 +86,17 @@ def results() -> str:
         ValueError: a checkpoint has no card, or there is no claim for it here.
     """
     names = sorted(path.parent.name for path in (ROOT / "checkpoints").glob("*/config.json"))
-    titles = ("paper", "claim", "the paper's number", "ours", "setting", "time", "command", "where it falls short")
-    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    lines = ["| paper | the paper's number | ours |", "|---|---|---|"]
+    sections = []
     for name in names:
         path = ROOT / "checkpoints" / name / "card.json"
         if not path.is_file() or name not in CLAIMS:
             raise ValueError(f"checkpoints/{name} lacks its card.json or its claim in tools/pages.py")
-        lines.append(row(name, json.loads(path.read_text(encoding="utf-8")), CLAIMS[name]))
-    return RESULTS + "\n".join(lines) + "\n"
+        card, claim = json.loads(path.read_text(encoding="utf-8")), CLAIMS[name]
+        ours = f"{claim.headline}: {value(card['metrics'][claim.headline])}"
+        lines.append(f"| {claim.paper} | {claim.theirs} | {ours} |")
+        sections.append(section(name, card, claim))
+    return RESULTS + "\n".join(lines) + "\n" + "".join(sections)
 
 
 SCALE = """\
@@ -88,13 +105,17 @@ SCALE = """\
 A chapter trains for a minute. The same module trains longer, and on more machines, by one command:
 
 ```
-paperwalk train gpt --recipe moby-dick-cpu                        # a recipe by name: two cores, under an hour
-paperwalk train gpt --recipe moby-dick-cpu --data book.txt        # your text; any field can be overridden
-paperwalk train gpt --help                                        # the fields
-paperwalk train gpt --recipe moby-dick-cpu --resume               # goes on where it was stopped, to the very bits
+# A recipe by name: two cores, under an hour. Any field can be overridden; --help lists them.
+paperwalk train gpt --recipe moby-dick-cpu
+paperwalk train gpt --recipe moby-dick-cpu --data book.txt --output runs/book
+# Go on where it was stopped, to the very bits.
+paperwalk train gpt --recipe moby-dick-cpu --resume
+# Two processes without a graphics card; all graphics cards of a machine.
+torchrun --nproc_per_node 2 -m paperwalk train gpt --recipe moby-dick-cpu
 accelerate launch --multi_gpu -m paperwalk train gpt --recipe paper --data corpus.txt
-torchrun --nproc_per_node 2 -m paperwalk train gpt                # two processes without a graphics card
-accelerate launch --num_machines 4 --machine_rank 0 --main_process_ip HOST --num_processes 32 -m paperwalk train …
+# Four machines with eight each; on the others --machine_rank is 1, 2, 3.
+accelerate launch --multi_gpu --num_machines 4 --num_processes 32 --machine_rank 0 \\
+  --main_process_ip HOST -m paperwalk train gpt --recipe paper --data corpus.txt
 ```
 
 `--batch-size` is that of all processes together, so that the curve does not depend on how many there are; each takes its

@@ -1275,7 +1275,7 @@ one, four = (
 beamed = phoneme_error_rate(four, experiment.answers(held_out, tokenizer))
 assert abs(beamed - per) < 0.05
 changed = sum(a != b for a, b in zip(one, four, strict=True))
-glue(beamed=100 * beamed, gain=100 * (per - beamed), changed=changed)
+glue(beamed=100 * beamed, gain=100 * (per - beamed), beam_changed=changed)
 
 # %% tags=["nbval-check-output"]
 theirs = marian(model.config)
@@ -1302,7 +1302,7 @@ for beam in (1, 2, 4):
     print(f"beam of {beam}: 40 words equal to transformers, token for token")
 
 # %% [markdown]
-# On the held-out words the greedy search has a phoneme error rate of {glue:text}`per:.1f` %, the beam {glue:text}`beamed:.1f` %. The beam is better, by {glue:text}`gain:.1f` points in this one run; it changed {glue:text}`changed` of the {glue:text}`words` words.
+# On the held-out words the greedy search has a phoneme error rate of {glue:text}`per:.1f` %, the beam {glue:text}`beamed:.1f` %. The beam is better, by {glue:text}`gain:.1f` points in this one run; it changed {glue:text}`beam_changed` of the {glue:text}`words` words.
 #
 # ## Trained for longer
 #
