@@ -453,3 +453,14 @@ def test_bits_are_checked(tmp_path):
     with pytest.raises(ValueError, match="bits is 4, expected 8, 16 or 32"):
         ViT(SMALL).save_pretrained(tmp_path, bits=4)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_scale_that_belongs_to_nothing_is_named(tmp_path, randomise):
+    randomise(ViT(SMALL)).save_pretrained(tmp_path, bits=8)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {"stray.int8_scale": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"left over stray\.int8_scale"):
+        ViT.from_pretrained(tmp_path)
+    save_file(tensors | {"head.weight.int8_scale": torch.ones(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"head\.weight has dtype torch\.int8"):
+        ViT.from_pretrained(tmp_path)

@@ -58,6 +58,8 @@ def picture_folder(tmp_path):
         ),
         ("train vit --model.d-model 7", "d_model=7 is not a multiple of n_heads=3"),
         ("train vit --lr 0", "lr is 0.0, expected more than 0"),
+        ("train vit --shift -1", "shift is -1, expected at least 0 pixels"),
+        ("train vit --smoothing 2", "smoothing is 2.0, expected at least 0 and below 1"),
         ("train vit --data cifra10", "unknown data 'cifra10', expected one of mnist, mnist-5k, cifar10, or a folder"),
         ("train vit --data mnist-5k", "model.in_channels is 3, expected 1: that of mnist-5k"),
         ("train vit --preset tiny-28 --data mnist-5k --batch-size 5000", "batch_size is 5000, expected at most 4000"),
@@ -129,6 +131,8 @@ def test_eval_measures_what_train_measured(trained, capsys):
         <= json.loads((trained / "eval.json").read_text())["metrics"]["loss"]["n"]
         < measured["metrics"]["loss"]["n"]
     )
+    assert cli.main(["eval", str(trained), "--limit", "0"]) == 2
+    assert "limit is 0, expected at least 1" in capsys.readouterr().err
     assert cli.main(["eval", str(trained), "--no-such"]) == 2
     assert "--no-such" in capsys.readouterr().err
 
@@ -182,9 +186,10 @@ def test_a_folder_of_pictures_is_trained_on(picture_folder, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "card.json").read_text())["metrics"]["accuracy"]["value"] == 1.0
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "not an image", "other classes"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "not an image", "truncated", "other names", "other classes"])
 def test_a_bad_folder_of_pictures_is_named(damage, picture_folder, tmp_path, capsys):
     said = {"missing": "no folder", "empty": "holds no images", "not an image": "is not an image"}
+    said |= {"truncated": "is not an image", "other names": "train/ and val/ differ in the classes dark, grey"}
     train = picture_folder / "train"
     if damage == "missing":
         train.rename(picture_folder / "elsewhere")
@@ -194,6 +199,11 @@ def test_a_bad_folder_of_pictures_is_named(damage, picture_folder, tmp_path, cap
     elif damage == "not an image":
         for path in train.glob("*/*"):
             path.write_text("text")
+    elif damage == "truncated":
+        for path in train.glob("*/*"):
+            path.write_bytes(path.read_bytes()[:45])
+    elif damage == "other names":
+        (train / "dark").rename(train / "grey")
     arguments = ["train", "vit", *SMALL, *QUICK, "--model.image-size", "8", "--model.patch-size", "4"]
     classes = "3" if damage == "other classes" else "2"
     arguments += ["--model.n-classes", classes, "--data", str(picture_folder), "--output", str(tmp_path / "run")]
@@ -236,3 +246,30 @@ def test_one_line_of_a_box():
     assert cli.one_line(box) == "a message that goes on"
     ascii_box = box.translate(str.maketrans("╭╮╰╯│─", "++++|-"))
     assert cli.one_line(ascii_box) == "a message that goes on"
+
+
+def test_eval_on_other_characters_is_refused(trained, tmp_path, capsys):
+    (tmp_path / "other.txt").write_text("THE WHITE WHALE AND THE OLD CAPTAIN, " * 40)
+    assert cli.main(["eval", str(trained), "--data", str(tmp_path / "other.txt")]) == 2
+    assert "are not those that the model in" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("content", ["{}", "[]", '{"recipe": []}', '{"recipe": {"paper": "gpt", "model": 3}}'])
+def test_a_damaged_card_is_named(content, tmp_path, capsys):
+    (tmp_path / "card.json").write_text(content)
+    assert cli.main(["info", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_data_that_cannot_be_had_is_one_line(capsys, monkeypatch):
+    from paperwalk.data import FetchError
+    from paperwalk.train.recipes import vit
+
+    def offline(name):
+        raise FetchError("no source of cifar10 answered")
+
+    monkeypatch.setattr(vit, "load", offline)
+    vit._read.cache_clear()
+    assert cli.main(["train", "vit"]) == 1
+    assert capsys.readouterr().err == "paperwalk: no source of cifar10 answered\n"

@@ -245,8 +245,8 @@ def test_the_page_of_results_says_what_the_cards_say(book, monkeypatch):
     assert any("book/results.md is not what" in line for line in sync.problems())
     run_sync(monkeypatch)
     page = (book / "book" / "results.md").read_text()
-    assert "| loss: 1.235 (1.200 to 1.300) |" in page
-    assert "| ours: loss | 1.235 (1.200 to 1.300) |" in page
+    assert "| loss (nats a character): 1.235 (1.200 to 1.300) |" in page
+    assert "| ours: loss (nats a character) | 1.235 (1.200 to 1.300) |" in page
     assert "30 minutes of one core (a processor, 2 cores)" in page
     assert "`paperwalk train gpt --recipe x`" in page
     assert not any("results.md" in line for line in sync.problems())

@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import ClassVar
@@ -325,10 +326,11 @@ def test_gradients_are_clipped(tmp_path):
 
 def test_the_precision_is_used_and_kept(tmp_path):
     exact = run_to_the_end(tmp_path / "exact", Sum(steps=1)).losses
-    rounded = run_to_the_end(tmp_path, Sum(steps=1), precision="bf16").losses
+    folder = tmp_path / "rounded"
+    rounded = run_to_the_end(folder, Sum(steps=1), precision="bf16").losses
     assert 0 < abs(exact[0] - rounded[0]) < 0.05 * exact[0]
-    assert json.loads((tmp_path / "run.json").read_text())["precision"] == "bf16"
-    again = runs.check_folder(Sum(steps=1), Options(output=tmp_path, resume=True))[1]
+    assert json.loads((folder / "run.json").read_text())["precision"] == "bf16"
+    again = runs.check_folder(Sum(steps=1), Options(output=folder, resume=True))[1]
     assert again.precision == "bf16"
     assert fast_precision() in ("bf16", "fp32")
 
@@ -362,6 +364,70 @@ def test_a_folder_that_holds_a_run_is_left_alone(tmp_path):
         run_to_the_end(tmp_path)
     run_to_the_end(tmp_path, Sum(steps=3), overwrite=True)
     assert newest_state(tmp_path / "states").step == 3
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("years of work")
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match="holds something other than a run"):
+            run_to_the_end(tmp_path, overwrite=overwrite)
+    assert (tmp_path / "thesis.txt").exists()
+
+
+def test_damaged_newer_states_do_not_outlive_a_good_one(tmp_path):
+    run_to_the_end(tmp_path, keep=2)
+    for place in (tmp_path / "states").iterdir():
+        (place / "state.json").write_text("{")
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert newest_state(tmp_path / "states") is None
+    from paperwalk.train.state import State, write_state
+
+    write_state(tmp_path / "states", State(3, {"x": torch.zeros(1)}, {}), keep=2)
+    assert [path.name for path in (tmp_path / "states").iterdir()] == ["step-00000003"]
+
+
+@pytest.mark.parametrize("content", ["{", "{}", "[]"])
+def test_a_damaged_run_file_is_named(content, tmp_path):
+    run_to_the_end(tmp_path)
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json is damaged"):
+        run_to_the_end(tmp_path, resume=True)
+
+
+def test_a_second_signal_at_once_is_one(monkeypatch):
+    from paperwalk.train.progress import stop_signals
+
+    with stop_signals() as received:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+    assert received == [signal.SIGINT, signal.SIGINT]
+    later = time.monotonic() + 2
+    with stop_signals():
+        os.kill(os.getpid(), signal.SIGINT)
+        monkeypatch.setattr("paperwalk.train.progress.time.monotonic", lambda: later)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_two_processes_stop_after_the_same_step(tmp_path, short_text):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
+    options = ["--steps", "100000", "--batch-size", "12", "--model.dropout", "0", "--save-every", "100000"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [*launcher, *COMMAND[2:], *short_text, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    for line in process.stdout:
+        if line.startswith("step 3/"):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate(timeout=60)
+    state = newest_state(tmp_path / "run" / "states")
+    assert state.step >= 3
+    assert len(state.tensors["random.cpu"]) == 2
 
 
 def test_another_recipe_is_not_resumed(tmp_path):

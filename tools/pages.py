@@ -26,6 +26,7 @@ class Claim(NamedTuple):
         claim: of the paper.
         theirs: its number.
         headline: the figure of ours to put beside it.
+        unit: of our figures.
         setting: data and size of ours.
         why: where and why ours falls short.
     """
@@ -34,6 +35,7 @@ class Claim(NamedTuple):
     claim: str
     theirs: str
     headline: str
+    unit: str
     setting: str
     why: str
 
@@ -44,6 +46,7 @@ CLAIMS = {
         "predicting the next token is enough to learn language",
         "GPT-2 small, WikiText103: perplexity 37.5 a word (Table 3)",
         "loss",
+        "nats a character",
         "6 blocks of 384, characters, Moby Dick",
         "Nats a character and perplexity a word cannot be compared; a novel is 30,000 times less text than WebText.",
     ),
@@ -52,6 +55,7 @@ CLAIMS = {
         "attention alone is enough to turn one sequence into another",
         "base, English to German: BLEU 27.3 (Table 2)",
         "phoneme error rate, beam 4",
+        "a share",
         "4 + 4 layers of 128, spelling to pronunciation",
         "Another task, which fits two cores: error rates of phonemes and words instead of BLEU.",
     ),
@@ -69,7 +73,7 @@ def section(name: str, card: dict[str, Any], claim: Claim) -> str:
     rows = {
         "claim": claim.claim,
         "the paper's number": claim.theirs,
-        **{f"ours: {metric}": value(each) for metric, each in card["metrics"].items()},
+        **{f"ours: {metric} ({claim.unit})": value(each) for metric, each in card["metrics"].items()},
         "setting": claim.setting,
         "time": f"{card['cpu_seconds'] / 60:.0f} minutes of one core ({card['hardware']})",
         "command": f"`{card['command']}`",
@@ -93,7 +97,7 @@ def results() -> str:
         if not path.is_file() or name not in CLAIMS:
             raise ValueError(f"checkpoints/{name} lacks its card.json or its claim in tools/pages.py")
         card, claim = json.loads(path.read_text(encoding="utf-8")), CLAIMS[name]
-        ours = f"{claim.headline}: {value(card['metrics'][claim.headline])}"
+        ours = f"{claim.headline} ({claim.unit}): {value(card['metrics'][claim.headline])}"
         lines.append(f"| {claim.paper} | {claim.theirs} | {ours} |")
         sections.append(section(name, card, claim))
     return RESULTS + "\n".join(lines) + "\n" + "".join(sections)
@@ -102,20 +106,21 @@ def results() -> str:
 SCALE = """\
 # From a laptop to a cluster
 
-A chapter trains for a minute. The same module trains longer, and on more machines, by one command:
+A chapter trains for a minute. The same module trains longer, and on more machines, by one command (after
+`source .venv/bin/activate`; a run needs a folder of its own, `runs/PAPER` unless `--output` names one):
 
 ```
-# A recipe by name: two cores, under an hour. Any field can be overridden; --help lists them.
+# A recipe by name: 52 minutes of one core that is fast in bfloat16, longer on others. --help lists the fields.
 paperwalk train gpt --recipe moby-dick-cpu
 paperwalk train gpt --recipe moby-dick-cpu --data book.txt --output runs/book
 # Go on where it was stopped, to the very bits.
 paperwalk train gpt --recipe moby-dick-cpu --resume
 # Two processes without a graphics card; all graphics cards of a machine.
-torchrun --nproc_per_node 2 -m paperwalk train gpt --recipe moby-dick-cpu
-accelerate launch --multi_gpu -m paperwalk train gpt --recipe paper --data corpus.txt
+torchrun --nproc_per_node 2 -m paperwalk train gpt --recipe moby-dick-cpu --output runs/two
+accelerate launch --multi_gpu -m paperwalk train gpt --recipe paper --data corpus.txt --output runs/paper
 # Four machines with eight each; on the others --machine_rank is 1, 2, 3.
 accelerate launch --multi_gpu --num_machines 4 --num_processes 32 --machine_rank 0 \\
-  --main_process_ip HOST -m paperwalk train gpt --recipe paper --data corpus.txt
+  --main_process_ip HOST -m paperwalk train gpt --recipe paper --data corpus.txt --output runs/paper-32
 ```
 
 `--batch-size` is that of all processes together, so that the curve does not depend on how many there are; each takes its
@@ -127,8 +132,8 @@ the end the model, `card.json` and `loss.png`. Kill it whenever you like.
 
 ## What it costs, on paper
 
-The largest step of each paper, by `paperwalk info PAPER --recipe paper`. A training step is three forward passes: one
-forward, two backward. Memory is weights, gradients and Adam's two moments in single precision, 16 bytes a parameter, the
+A step of each paper's base or smallest model, with examples of full length, by `paperwalk info PAPER --recipe paper`. A
+training step costs about three forward passes: the forward pass, and a backward pass that costs about two. Memory is weights, gradients and Adam's two moments in single precision, 16 bytes a parameter, the
 same on each device; activations come on top. After each backward pass the devices average their gradients: with N of them
 each sends and receives 2 (N − 1) / N times 4 bytes a parameter, nearly the column's figure for many.
 
@@ -153,23 +158,29 @@ def scale() -> str:
         recipe = recipe_class(paper).named()["paper"]
         n = n_parameters(recipe)
         flops = 3 * recipe.forward_flops() * recipe.examples_a_step()
-        cells = (f"{paper}, batch {recipe.batch_size:,}", recipe.example_size(), f"{n / 1e6:,.1f} M", f"{flops:.1e}")
+        cells = (
+            f"{paper}, {recipe.examples_a_step():,.0f} examples a step",
+            recipe.example_size(),
+            f"{n / 1e6:,.1f} M",
+            f"{flops:.1e}",
+        )
         lines.append(f"| {' | '.join(cells)} | {16 * n / 1e9:.2f} GB | {8 * n / 1e9:.2f} GB |")
     return SCALE + "\n".join(lines) + AFTER
 
 
 AFTER = """
 
-How to read it: a device that does 10¹⁴ FLOPs a second at 40 % of its peak does 4 · 10¹³. Divide a row's FLOPs by that, and
+How to read it: a device whose peak is 10¹⁴ FLOPs a second, used at 40 %, does 4 · 10¹³. Divide a row's FLOPs by that, and
 by the number of devices: the seconds of a step. Divide the last column by the bandwidth between devices: the seconds of the
-exchange. As long as the second is well below the first, more devices help; it overlaps with the backward pass, but for the
-last layers. Both processors and networks differ by orders of magnitude, so measure: the log prints steps a second.
+exchange. As long as the second is well below the first, more devices help; it overlaps with the backward pass, except for the
+gradients that come last, those of the first layers. Both processors and networks differ by orders of magnitude, so measure: the log prints steps a second.
 
 ## Precision
 
-`--precision auto` measures for a tenth of a second whether matrix products are at least 1.5 times as fast in bfloat16 as in
+On a processor `--precision auto` measures for a tenth of a second whether matrix products are at least 1.5 times as fast in bfloat16 as in
 single precision, and uses it for them if so; weights, sums and the optimiser stay in single precision. On the two cores that
-trained the checkpoints of this book they are more than four times as fast.
+trained the checkpoints of this book they are more than four times as fast (the GPT was trained so, the Transformer in
+single precision). On a graphics card it takes bfloat16 where the card has it.
 """
 
 PAGES = {Path("book", "results.md"): results, Path("book", "scale.md"): scale}

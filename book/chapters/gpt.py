@@ -148,7 +148,7 @@ print(f"1000 merges: {time.perf_counter() - start:.1f} s")
 # %% [markdown]
 # To encode, the learned pairs are joined in the order in which they were learned. How long is a token then? Look at how steep the curve is at its beginning, and how far it still is to GPT-2.
 
-# %% mystnb={"image": {"alt": "Characters per token against vocabulary size on a logarithmic axis. The curve rises from 1 at 256 tokens to about 2.8 at 1256; a separate point at 50,257, GPT-2's vocabulary, lies near 3.8."}}
+# %% mystnb={"image": {"alt": "Characters per token against vocabulary size on a logarithmic axis. The curve rises from 1 at 256 tokens to about 2.8 at 1256; a separate point at 50,257, GPT-2's vocabulary, lies near 3.7."}}
 vocabulary = load("gpt2-vocabulary")
 gpt2 = BytePairTokenizer.parse(vocabulary.encoder, vocabulary.merges)
 learned = [0, 10, 30, 100, 300, 1000]
@@ -1024,11 +1024,11 @@ print(f"this model {held / 1e6:.1f} MB a text, GPT-2 {paper / 1e6:.0f} MB")
 # %% [markdown]
 # ## Trained longer
 #
-# The same module with six blocks of width 384 and a window of 256 characters, by one command:
+# The same module with six blocks of width 384, a window of 256 characters and dropout of 0.1, by one command:
 #
 # `paperwalk train gpt --recipe moby-dick-cpu`
 #
-# (`--data FILE` trains it on another text, `--unit byte-pairs` on byte pairs instead of characters.) The book comes with the result. Each row of its matrices is stored as whole numbers up to ±127 and a scale: a quarter of the memory. Does that cost anything? We try it on the model of this page.
+# (`--data FILE` trains it on another text, `--unit byte-pairs` on byte pairs instead of characters.) The book comes with the result. Each row of its matrices is stored as whole numbers up to ±127 and a scale: a quarter of the file. Does that cost anything? We try it on the model of this page.
 
 # %%
 folder = tempfile.mkdtemp()
@@ -1041,7 +1041,7 @@ assert abs(after - before) < 0.01
 glue(cost=1000 * (after - before))
 
 # %% [markdown]
-# The loss changes by {glue:text}`cost:.1f` thousandths of a nat. Now we load the shipped model, and measure it on every tenth window of the held-out text.
+# On the first 30,000 held-out characters the loss changes by {glue:text}`cost:.2f` thousandths of a nat. Now we load the shipped model, and measure it on every tenth window of the held-out text.
 
 # %% tags=["nbval-check-output"]
 folder = checkpoint("gpt-moby-dick")
@@ -1073,9 +1073,9 @@ glue(nano=stand_in["value"], behind=said["value"] - stand_in["value"])
 # | the shipped model | {glue:text}`said:.3f` ({glue:text}`low:.3f` to {glue:text}`high:.3f`) |
 # | nanoGPT's model on the same batches | {glue:text}`nano:.3f` |
 #
-# The shipped model has seen {glue:text}`n_tokens:,d` characters, about seven times the text, in {glue:text}`minutes:.0f` minutes of one core. On the {glue:text}`n_windows` windows of this page it has {glue:text}`here:.3f`. The interval is over other windows of this book, not over other seeds.
+# The shipped model has seen {glue:text}`n_tokens:,d` characters, about seven times the training text, in {glue:text}`minutes:.0f` minutes of one core. On the {glue:text}`n_windows` windows of this page it has {glue:text}`here:.3f`. The interval is over other windows of this book, not over other seeds.
 #
-# The last row is nanoGPT's architecture (no biases, exact GELU, its initialisation) on the same batches with the same optimiser, by `python -m paperwalk.experiments.nanogpt FOLDER`: better by {glue:text}`behind:.3f`. It is one run of each, so we cannot say how much of that is chance. In the curves, look where each passes the best count.
+# The last row is nanoGPT's architecture as its train.py sets it (no biases, exact GELU; weights drawn as ours) on the same batches with the same optimiser, by `python -m paperwalk.experiments.nanogpt FOLDER` (after removing nanogpt.json, which holds the result): better by {glue:text}`behind:.3f`. It is one run of each, so we cannot say how much of that is chance. In the curves, look which of the two passes the best count, and where. (They are training losses, the large model's with dropout, which lies a little above what it reaches without; the line is a held-out loss.)
 
 # %% mystnb={"image": {"alt": "Training loss against characters read, logarithmic. The small model's curve is lower at equal characters and ends above the best counting model, near a million. The shipped model's stays near 2.5 until a million, then falls, crosses the counting model's line at four million and ends near 1.5."}}
 figure, axis = plt.subplots()
@@ -1091,7 +1091,7 @@ plt.show()
 assert values[-1] < min(unseen)
 
 # %% [markdown]
-# At equal characters the small model is ahead for as long as it is trained: its learning rate is six times as large, and it takes four steps where the other takes one. The large one waits longer on the bigram's shoulder, until about a million characters, and then goes further. What does it write?
+# At equal characters the small model is ahead for as long as it is trained. Likely reasons: its peak learning rate is six times as large, it takes four steps where the other takes one, its warm-up is over after 87,040 characters instead of 737,280, and it has no dropout. The large one waits longer on the bigram's shoulder, until about a million characters, and then goes further. What does it write?
 
 # %%
 text = write(trained, "The whale", 240, temperature=0.8)
@@ -1119,7 +1119,7 @@ for size in experiment.SIZES:
 assert n == 415_616
 
 # %% [markdown]
-# Nine runs take three minutes, too long for a page. `python -m paperwalk.experiments.gpt` makes them. The page reads the numbers and checks one: the run above was the large size with seed 0, and must give the stored loss to 0.03 nats. (Not exactly: another processor adds in another order, and training magnifies that. The mean losses of two sizes differ by 0.17 and more.)
+# Nine runs take three minutes, too long for a page. `python -m paperwalk.experiments.gpt` makes them (those that its .json does not hold; remove the file to make all again). The page reads the numbers and checks one: the run above was the large size with seed 0, and must give the stored loss to 0.03 nats. (Not exactly: another processor adds in another order, and training magnifies that. The mean losses of two sizes differ by 0.17 and more.)
 
 # %%
 stored = json.loads(experiment.RESULTS.read_text())
@@ -1181,16 +1181,16 @@ plt.show()
 # | | paper or official code | here | why |
 # |---|---|---|---|
 # | initial positions | official code: std 0.01 | 0.02 | as transformers and nanoGPT |
-# | dropout | GPT: 0.1 in three places | none in this chapter; `dropout` | less than one pass; nothing to memorise yet |
+# | dropout | GPT: 0.1 in three places | none on this page; 0.1 in the shipped model | less than one pass, nothing to memorise yet; seven passes |
 # | GELU | GPT names GELU; GPT-2's code has the tanh approximation | tanh | as the published weights |
 # | padding | none; batches have one length | `real` | prompts of different lengths |
 # | `<\|endoftext\|>` in a text | transformers, and one version of the official code, make it the special token | plain text | a reader's text should not end the document |
 # | lone surrogates | an error | three bytes, and back | every Python string round-trips |
 # | vocabulary | 50,257 byte pairs | 83 characters in the training, byte pairs proven | a small model on one novel |
 # | residual $1/\sqrt{N}$ | GPT-2's text; $N$ undefined beyond "residual layers", absent from the released code | $N = 2L$ | as nanoGPT and transformers |
-# | optimiser | GPT: Adam with decoupled decay 0.01, peak 2.5e-4, 2,000 warm-up updates, cosine to 0 | AdamW, decay 0.1, β₂ 0.99, peak 6e-3, 85 warm-up updates, cosine to a tenth, clipping at norm 1 | a small model in a short run takes large steps |
+# | optimiser | GPT: Adam with decoupled decay 0.01, peak 2.5e-4, 2,000 warm-up updates, cosine to 0 | AdamW, decay 0.1, β₂ 0.99, peak 6e-3, 85 warm-up updates (shipped: 1e-3, 180), cosine to a tenth, clipping at norm 1 | a small model in a short run takes large steps |
 # | learning rates | GPT-2: tuned for each size on a held-out sample of WebText | for each size, on the held-out text, with a fourth seed | the same idea, without a third part of the text |
-# | context, batch | GPT-2: 1024 tokens, 512 | 64 characters, 16 | one thread |
+# | context, batch | GPT-2: 1024 tokens, 512 | 64 characters, 16 (shipped: 256, 16) | one thread |
 # | sizes compared | 117M to 1542M | 8,944 to 415,616 | three minutes for nine runs |
 # | length of training | not stated for GPT-2 | the same 850 steps for each size | to compare at equal tokens |
 # | data | BooksCorpus, WebText (40 GB) | Moby Dick (1.2 MB) | two cores |

@@ -114,11 +114,14 @@ def _pack(tensors: Mapping[str, Tensor], bits: int) -> Tensors:
 
 
 def _unpack(packed: Mapping[str, Tensor]) -> Tensors:
-    return {
-        name: tensor * packed[name + SCALE] if name + SCALE in packed else tensor
-        for name, tensor in packed.items()
-        if not name.endswith(SCALE)
-    }
+    tensors = dict(packed)
+    for name, scale in packed.items():
+        base = name.removesuffix(SCALE)
+        rows = packed.get(base) if base != name else None
+        # A scale that belongs to nothing stays, and is named as left over.
+        if rows is not None and rows.dtype == torch.int8 and scale.shape == (len(rows), *[1] * (rows.ndim - 1)):
+            tensors[base] = rows * tensors.pop(name)
+    return tensors
 
 
 def rename(tensors: Mapping[str, Tensor], table: Mapping[str, str]) -> Tensors:

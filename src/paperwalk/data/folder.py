@@ -34,7 +34,7 @@ def read_folder(folder: str | Path, split: str) -> FolderSplit:
         raise ValueError(f"no folder {place}, expected train/CLASS/ and val/CLASS/ with images in them")
     if not os.access(place, os.R_OK | os.X_OK):
         raise PermissionError(f"{place} may not be read")
-    classes = sorted(each.name for each in place.iterdir() if each.is_dir())
+    classes = sorted(each.name for each in place.iterdir() if each.is_dir() and not each.name.startswith("."))
     files, labels = [], []
     for label, name in enumerate(classes):
         found = sorted(each for each in (place / name).iterdir() if each.suffix.lower() in SUFFIXES)
@@ -56,7 +56,7 @@ def read_image(path: Path, size: int) -> UInt8[Tensor, "3 h w"]:
     try:
         with Image.open(path) as image:
             fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, SyntaxError) as error:
+    except (UnidentifiedImageError, SyntaxError, OSError) as error:
         raise ValueError(f"{path} is not an image: {error}") from None
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 

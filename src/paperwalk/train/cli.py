@@ -32,6 +32,7 @@ class UsageError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0, 1 when it failed, 2 when it was typed wrong, 128 + n when signal n stopped it."""
+    from paperwalk.data import FetchError
     from paperwalk.train.engine import Interrupted
 
     typed = list(sys.argv[1:] if arguments is None else arguments)
@@ -47,6 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + error.number
     except FloatingPointError as error:
         print(f"paperwalk: {error}; the states written before stay", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("paperwalk: stopped; after a training, the same command with --resume goes on", file=sys.stderr)
+        return 130
+    except FetchError as error:
+        print(f"paperwalk: {str(error).splitlines()[0]}", file=sys.stderr)
         return 1
     except (UsageError, ValueError, FileNotFoundError, PermissionError) as error:
         print(f"paperwalk: {str(error).splitlines()[0]}", file=sys.stderr)
@@ -250,12 +257,12 @@ def trained(arguments: Sequence[str]) -> tuple[Path, Any, list[str]]:
     card = folder / "card.json"
     if not card.is_file():
         raise UsageError(f"{folder} holds no card.json: it is not the folder of a finished training")
-    return folder, runs.from_json(json.loads(card.read_text(encoding="utf-8"))["recipe"]), list(arguments[1:])
+    return folder, runs.from_json(runs.read_json(card, "recipe")["recipe"]), list(arguments[1:])
 
 
 def command_line(command: str, arguments: Sequence[str]) -> str:
-    """What was typed."""
-    return shlex.join(["paperwalk", command, *arguments])
+    """What to type for the whole of it: a resumed training is the training."""
+    return shlex.join(["paperwalk", command, *(each for each in arguments if each != "--resume")])
 
 
 def show(metrics: dict[str, Any]) -> None:

@@ -101,6 +101,8 @@ class Run:
         self.accelerator = Accelerator(
             # Said outright: several processes on processors alone are not found out otherwise.
             cpu=not torch.accelerator.is_available(),
+            # Autocast is ours, inside `_Loss`.
+            mixed_precision="no",
             log_with=["tensorboard"] + ["wandb"] * options.wandb,
             project_dir=folder,
         )
@@ -142,10 +144,18 @@ class Run:
                 progress.update(self.losses)
                 if done % self.options.log_every == 0:
                     self.accelerator.log({"loss": self.losses[-1], "lr": self.task.lr_at(number)}, step=done)
-                if done % self.options.save_every == 0 or done == self.task.steps or signals:
+                stop = self._agree(signals)
+                if done % self.options.save_every == 0 or done == self.task.steps or stop:
                     self.save()
-                if signals and done < self.task.steps:
-                    raise Interrupted(signals[0], done)
+                if stop and done < self.task.steps:
+                    raise Interrupted(stop, done)
+
+    def _agree(self, signals: list[int]) -> int:
+        # The signal that any process got, or 0: all must stop after the same step.
+        if self.accelerator.num_processes == 1:
+            return signals[0] if signals else 0
+        mine = torch.tensor([signals[0] if signals else 0], device=self.accelerator.device)
+        return int(self.accelerator.gather(mine).max())
 
     def _step(self, number: int, batches: "_Batches") -> float:
         for group in self.task.optimiser.param_groups:
@@ -164,7 +174,7 @@ class Run:
     def _backward(self, number: int, batches: "_Batches") -> Tensor:
         if batches.parts == 1:
             loss, _ = self.module(*batches.take(number, 0))
-            self.accelerator.backward(loss)
+            loss.backward()
             return loss.detach()
         # The parts may differ in size: add up sums, and divide by the number of items of all parts in the end.
         total = torch.zeros(2, device=self.accelerator.device)
@@ -172,7 +182,7 @@ class Run:
             last = i + 1 == self.options.accumulate
             with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
                 loss, items = self.module(*batches.take(number, i))
-                self.accelerator.backward(loss * items)
+                (loss * items).backward()
             total += torch.stack([loss.detach() * items, torch.full_like(total[0], items)])
         total = self.accelerator.reduce(total, "sum")
         # DistributedDataParallel took the mean over the processes.

@@ -49,14 +49,20 @@ class Progress:
 
 @contextmanager
 def stop_signals() -> Iterator[list[int]]:
-    """While inside, Ctrl-C and SIGTERM do not kill but are put on the list; a second one does what it always does."""
+    """While inside, Ctrl-C and SIGTERM do not kill but are put on the list; a second one, a second later, kills."""
     received: list[int] = []
+    first = 0.0
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def note(number: int, _frame) -> None:
+    def note(number: int, frame) -> None:
+        nonlocal first
+        if not received:
+            first = time.monotonic()
+        # A launcher passes on what the terminal has sent already: twice at once is once.
+        elif time.monotonic() - first > 1:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
         received.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
 
     for number in before:
         signal.signal(number, note)

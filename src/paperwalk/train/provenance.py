@@ -28,19 +28,20 @@ def provenance(command: str, *, seed: int, data: Mapping[str, str]) -> dict[str,
         "data": dict(data),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "commit": commit(),
-        "hardware": f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "hardware": f"{processor()}, {os.cpu_count()} cores, threads used: {torch.get_num_threads()}",
         "date": datetime.now(UTC).date().isoformat(),
     }
 
 
 def commit() -> str | None:
     """The commit of the clone that this package is in, with a + when files differ from it; None without a clone."""
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, check=True).stdout
 
     try:
+        git("ls-files", "--error-unmatch", "__init__.py")
         return git("rev-parse", "--short=12", "HEAD").strip() + "+" * bool(git("status", "--porcelain", "--", "."))
     except (OSError, subprocess.CalledProcessError):
         return None

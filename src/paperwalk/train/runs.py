@@ -36,12 +36,16 @@ def from_json(values: Mapping[str, Any]) -> Recipe:
     Raises:
         ValueError: an unknown paper or field, or a bad value.
     """
+    if not isinstance(values, Mapping):
+        raise ValueError(f"a recipe is given as {values!r}, expected its fields")
     fields = {name: value for name, value in values.items() if name != "paper"}
     return _build(recipe_class(values.get("paper", "")), fields)
 
 
 def _build(cls: type, values: Mapping[str, Any]) -> Any:
     kinds = typing.get_type_hints(cls)
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{cls.__name__} is given as {values!r}, expected its fields")
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
     if unknown:
         raise ValueError(f"{cls.__name__} has no field {', '.join(unknown)}")
@@ -55,6 +59,19 @@ def _build(cls: type, values: Mapping[str, Any]) -> Any:
 
 def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def read_json(path: Path, *names: str) -> dict[str, Any]:
+    """A JSON file that holds these names.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return values | {name: values[name] for name in names}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from None
 
 
 def differences(before: Any, now: Any, name: str = "") -> list[str]:
@@ -76,13 +93,15 @@ def check_folder(recipe: Recipe, options: Options) -> tuple[Path, Options]:
     folder = options.output or Path("runs") / recipe.paper
     about_path = folder / "run.json"
     if not options.resume:
-        if not options.overwrite and (about_path.exists() or (folder / "config.json").exists()):
+        if not about_path.exists() and folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} holds something other than a run: choose another folder with --output")
+        if about_path.exists() and not options.overwrite:
             raise ValueError(f"{folder} holds a run already: --resume goes on with it, --overwrite begins again")
         precision = fast_precision() if options.precision == "auto" else options.precision
         return folder, dataclasses.replace(options, precision=precision)
     if not about_path.is_file():
         raise ValueError(f"{folder} holds no run to go on with: leave --resume out")
-    about = json.loads(about_path.read_text(encoding="utf-8"))
+    about = read_json(about_path, "recipe", "precision")
     found = differences(about["recipe"], json.loads(json.dumps(as_json(recipe))))
     if options.precision not in ("auto", about["precision"]):
         found.append(f"precision was {about['precision']}, now {options.precision}")
@@ -106,8 +125,8 @@ def train_only(recipe: Recipe, options: Options) -> Run:
     if options.resume:
         run.resume()
     elif run.accelerator.is_main_process:
-        if options.overwrite:
-            shutil.rmtree(folder, ignore_errors=True)
+        if options.overwrite and folder.exists():
+            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "run.json", {"recipe": as_json(recipe), "precision": options.precision})
     run.accelerator.wait_for_everyone()
@@ -126,10 +145,11 @@ def train(recipe: Recipe, options: Options, command: str) -> Path:
         ValueError, FloatingPointError, Interrupted: as `train_only`.
     """
     run = train_only(recipe, options)
-    if run.accelerator.is_main_process:
-        finish(recipe, run, command)
-    run.accelerator.wait_for_everyone()
+    main = run.accelerator.is_main_process
+    # The others do not wait: an evaluation may take longer than a barrier allows.
     run.accelerator.end_training()
+    if main:
+        finish(recipe, run, command)
     return run.folder
 
 
@@ -154,6 +174,7 @@ def finish(recipe: Recipe, run: Run, command: str) -> None:
 
 def evaluate(recipe: Recipe, folder: Path, limit: int | None = None) -> dict[str, Any]:
     """The figures of the model in a folder, on all the data held out or on about `limit` examples of it."""
+    recipe.check_tokens(folder)
     model = recipe.load(folder)
     return recipe.evaluate(model.to("cuda" if torch.cuda.is_available() else "cpu"), limit)
 

@@ -40,7 +40,8 @@ def write_state(folder: Path, state: State, *, keep: int) -> None:
     try:
         temporary.mkdir()
         # A file of its own memory: views that share memory cannot be written.
-        content = safetensors.torch.save({name: tensor.detach().clone() for name, tensor in state.tensors.items()})
+        tensors = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.tensors.items()}
+        content = safetensors.torch.save(tensors)
         (temporary / "state.safetensors").write_bytes(content)
         about = {"step": state.step, "sha256": hashlib.sha256(content).hexdigest(), "values": state.values}
         (temporary / "state.json").write_text(json.dumps(about), encoding="utf-8")
@@ -49,7 +50,9 @@ def write_state(folder: Path, state: State, *, keep: int) -> None:
         os.replace(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    # Those of later steps are of a run that went back to an earlier state: damaged, or to be made again.
+    steps = sorted(folder.glob("step-*"))
+    for old in [path for path in steps if path > place] + [path for path in steps if path <= place][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 

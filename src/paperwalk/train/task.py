@@ -111,6 +111,9 @@ class Recipe:
         """Write the model, and what goes with it, to a folder that `load` reads."""
         raise NotImplementedError
 
+    def check_tokens(self, folder: Path) -> None:
+        """Raise a ValueError when the data are written in other tokens than the model in the folder knows."""
+
     def evaluate(self, model: nn.Module, limit: int | None = None) -> Metrics:
         """The figures on data not trained on: name → {"value", "interval", "n"}.
 
@@ -160,7 +163,7 @@ class Recipe:
 
         def lr_at(step: int) -> float:
             if step < warmup:
-                return self.lr * (step + 1) / warmup
+                return self.lr * min(1.0, (step + 1) / warmup)
             cosine = 0.5 + 0.5 * math.cos(math.pi * (step - warmup) / (steps - warmup))
             return self.lr * (self.final_lr + (1 - self.final_lr) * cosine)
 
@@ -186,7 +189,13 @@ def cut(rows: Tensor, part: int, parts: int) -> Tensor:
 
 
 def spaced(n: int, limit: int | None) -> slice:
-    """Every so manieth of n things, so that at least `limit` of them are left (all, if there are no more)."""
+    """Every so manieth of n things, so that at least `limit` of them are left (all, if there are no more).
+
+    Raises:
+        ValueError: `limit` below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}, expected at least 1 example")
     return slice(None, None, 1 if limit is None else max(1, n // limit))
 
 

@@ -144,6 +144,12 @@ class GPTRecipe(Recipe):
         """The tokenizer that `save` wrote."""
         return (CharTokenizer if self.unit == "characters" else BytePairTokenizer).load(folder)
 
+    def check_tokens(self, folder: Path) -> None:
+        """Raise a ValueError when the text has other tokens than the model in the folder knows."""
+        name = "characters" if self.unit == "characters" else "vocabulary"
+        if getattr(self.tokens()[0], name) != getattr(self.load_tokenizer(folder), name):
+            raise ValueError(f"the tokens of {self.data} are not those that the model in {folder} was trained on")
+
     def evaluate(self, model: nn.Module, limit: int | None = None) -> Metrics:
         """Nats a token on the held-out text, each token but the first predicted once, from those of its window."""
         _, _, held_out = self.tokens()

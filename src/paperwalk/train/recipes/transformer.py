@@ -219,6 +219,11 @@ class TransformerRecipe(Recipe):
         """The model that `save` wrote."""
         return Transformer.from_pretrained(folder)
 
+    def check_tokens(self, folder: Path) -> None:
+        """Raise a ValueError when the pairs have other symbols than the model in the folder knows."""
+        if self.pairs()[1] != PairTokenizer.load(folder):
+            raise ValueError(f"the symbols of {self.data} are not those that the model in {folder} was trained on")
+
     def evaluate(self, model: nn.Module, limit: int | None = None) -> Metrics:
         """Symbol and sequence error rate on the pairs held out for testing, greedy and with a beam of four.
 

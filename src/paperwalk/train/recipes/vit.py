@@ -67,6 +67,13 @@ class ViTRecipe(Recipe):
     shift: int = 4
     flip: bool = True
 
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"smoothing is {self.smoothing}, expected at least 0 and below 1")
+        if self.shift < 0:
+            raise ValueError(f"shift is {self.shift}, expected at least 0 pixels")
+
     @classmethod
     def named(cls) -> dict[str, "ViTRecipe"]:
         """The recipes by name."""
@@ -177,4 +184,9 @@ def _read(data: str) -> tuple[Images, Images]:
     if not Path(data).is_dir():
         raise ValueError(f"unknown data {data!r}, expected one of {', '.join(NAMES)}, or a folder with train/ and val/")
     found = [read_folder(data, split) for split in ("train", "val")]
+    if found[0].classes != found[1].classes:
+        differ = sorted(set(found[0].classes) ^ set(found[1].classes))
+        raise ValueError(
+            f"{data}: train/ and val/ differ in the classes {', '.join(differ)}, expected the same folders"
+        )
     return tuple(Images(split, split.labels, split.classes) for split in found)
