@@ -94,7 +94,7 @@ def test_help_lists_the_fields_with_their_meaning(capsys):
         cli.main(["train", "vit", "--help"])
     assert stop.value.code == 0
     said = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "--recipe: cifar10-cpu, mnist-cpu, paper" in said
+    assert "--recipe: cifar10-cpu, cifar10-finetune, mnist-cpu, paper" in said
     assert "--preset: tiny-32" in said
     assert "passes over the training data. (default: 10.0)" in said
     assert "--model.d-model INT" in said
@@ -264,12 +264,12 @@ def test_a_damaged_card_is_named(content, tmp_path, capsys):
 
 def test_data_that_cannot_be_had_is_one_line(capsys, monkeypatch):
     from paperwalk.data import FetchError
-    from paperwalk.train.recipes import vit
+    from paperwalk.train.recipes import images
 
     def offline(name):
         raise FetchError("no source of cifar10 answered")
 
-    monkeypatch.setattr(vit, "load", offline)
-    vit._read.cache_clear()
+    monkeypatch.setattr(images, "load", offline)
+    images._read.cache_clear()
     assert cli.main(["train", "vit"]) == 1
     assert capsys.readouterr().err == "paperwalk: no source of cifar10 answered\n"

@@ -89,6 +89,9 @@ def _read_tensors(path: Path) -> Tensors:
         # On a damaged file torch's loader fails with whatever it stumbles over: IndexError, struct.error, …
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{path} is truncated or damaged: {reason[0]}") from None
+    if isinstance(tensors, Mapping) and isinstance(tensors.get("model"), Mapping):
+        # As training scripts save it: {"model": tensors, "optimizer": …, "epoch": …}.
+        tensors = tensors["model"]
     named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
     if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path} holds something other than named tensors, expected a state dict")

@@ -23,6 +23,7 @@ to it, and to the variance inside each layer norm; a batch's loss is one mean ov
 queries, keys and values as one matrix; class and mask token start with a standard deviation of 0.02.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ from torch import Tensor, nn
 from paperwalk import checkpoints
 from paperwalk.nn import PatchEmbedding, TransformerBlock, patchify, sinusoidal_2d, unpatchify
 from paperwalk.nn.checks import check_multiple, check_sizes
-from paperwalk.published.mae import OFFICIAL, from_official, from_transformers, our_names, read
+from paperwalk.published.mae import OFFICIAL, from_official, from_transformers, our_names
 
 TARGET_EPS = 1e-6
 
@@ -215,6 +216,13 @@ def masked_loss(
         raise ValueError("mask hides no patch, expected at least one: the loss is a mean over hidden patches")
     errors = (prediction - target).square().mean(dim=-1)
     return (errors * mask).sum() / mask.sum()
+
+
+def cover(images: Float[Tensor, "b c h w"], mask: Bool[Tensor, "b t"]) -> Float[Tensor, "b c h w"]:
+    """The images with hidden patches at 0, for looking at; a square grid of patches."""
+    size = images.shape[-1]
+    p = size // math.isqrt(mask.shape[1])
+    return unpatchify(patchify(images, p).masked_fill(mask[..., None], 0.0), p, size, size)
 
 
 def fixed_positions(grid: tuple[int, int], d_model: int) -> Float[Tensor, "t1 d"]:
@@ -416,7 +424,7 @@ class MAE(nn.Module):
             FileNotFoundError: no such checkpoint.
             ValueError: a damaged file, another architecture, or a tensor missing, left over or of another shape.
         """
-        values, tensors = read(source)
+        values, tensors = checkpoints.read(source)
         if values and config is not None:
             raise ValueError(f"got config for {source}, which states its own sizes in config.json")
         if "paperwalk" in values:

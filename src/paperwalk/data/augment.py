@@ -1,7 +1,9 @@
 """Random changes of images that leave their class alone."""
 
+import math
+
 import torch
-from jaxtyping import Shaped
+from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,3 +34,31 @@ def draw_shifts_and_flips(n: int, most: int, generator: torch.Generator, *, flip
     shifts = torch.randint(-most, most + 1, (n, 2), generator=generator)
     flips = torch.rand(n, generator=generator) < 0.5
     return shifts, flips & flip
+
+
+def crop(images: Float[Tensor, "b c h w"], crops: Float[Tensor, "b 2 3"]) -> Float[Tensor, "b c h w"]:
+    """Each image cut to a part of it, which is stretched to the size of the whole; bilinear.
+
+    Args:
+        images: floating point.
+        crops: as `draw_crops` gives them.
+    """
+    grid = F.affine_grid(crops, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
+def draw_crops(n: int, generator: torch.Generator, smallest: float = 0.2) -> Float[Tensor, "n 2 3"]:
+    """For `n` images: the maps from places of the crop to places of the image, which reaches from −1 to 1.
+
+    A crop has `smallest` to all of the area and sides from 3 : 4 to 4 : 3; every other one is mirrored.
+    """
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(n, generator=generator)
+
+    area, stretch = uniform(smallest, 1.0), uniform(-math.log(4 / 3), math.log(4 / 3)).exp()
+    width, height = ((area * s).sqrt().clamp(max=1) for s in (stretch, 1 / stretch))
+    left, top = (uniform(-1, 1) * (1 - side) for side in (width, height))
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    zero = torch.zeros(n)
+    return torch.stack([torch.stack([flip * width, zero, left], 1), torch.stack([zero, height, top], 1)], 1)

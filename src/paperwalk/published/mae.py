@@ -1,16 +1,10 @@
 """Masked autoencoder weights as transformers and the authors publish them."""
 
 import math
-import pickle
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from paperwalk import checkpoints
 from paperwalk.checkpoints import Tensors, fuse_qkv, published_sizes, rename
 from paperwalk.nn.patches import linear_from_conv
 
@@ -55,27 +49,6 @@ TRANSFORMERS = {
 # Shapes do not tell the number of heads; the official models have these.
 HEADS = {768: 12, 1024: 16, 1280: 16}
 DECODER_HEADS = {512: 16}
-
-
-def read(source: str | Path) -> tuple[dict[str, Any], Tensors]:
-    """As `checkpoints.read`; a file may also hold {"model": tensors, …}, as training scripts save it.
-
-    Raises:
-        FileNotFoundError, ValueError: as `checkpoints.read`.
-    """
-    path = Path(source)
-    if path.is_file() and path.suffix != ".safetensors":
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, IndexError, KeyError):
-            content = None  # `checkpoints.read` says what is wrong with it
-        if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-            tensors = dict(content["model"])
-            for name, tensor in tensors.items():
-                if not isinstance(tensor, Tensor) or not tensor.isfinite().all():
-                    raise ValueError(f"{path}: {name} of its model is not a tensor of finite numbers")
-            return {}, tensors
-    return checkpoints.read(source)
 
 
 def our_names(tensors: Tensors, table: Mapping[str, str]) -> Tensors:

@@ -6,7 +6,7 @@ from importlib import import_module
 
 from paperwalk.train.task import Recipe
 
-PAPERS = {"vit": "ViTRecipe", "gpt": "GPTRecipe", "transformer": "TransformerRecipe"}
+PAPERS = {"vit": "ViTRecipe", "gpt": "GPTRecipe", "transformer": "TransformerRecipe", "mae": "MAERecipe"}
 
 
 def recipe_class(paper: str) -> type[Recipe]:

@@ -1,40 +1,31 @@
 """ViT on labelled images: a data set by name, or a folder of one's own."""
 
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from paperwalk.data import load, to_float
+from paperwalk.checkpoints import load_exactly
 from paperwalk.data.augment import draw_shifts_and_flips, shift_and_flip
-from paperwalk.data.folder import FolderSplit, read_folder, read_images
-from paperwalk.data.table import RECIPES as DATASETS
+from paperwalk.mae import MAE
 from paperwalk.metrics import bootstrap_interval
-from paperwalk.train.task import Batch, Metrics, Recipe, Task, cut, figure, generator, shuffled, spaced
+from paperwalk.train.recipes.images import Images, data_sha256, normalise, read_splits
+from paperwalk.train.task import (
+    Batch,
+    Metrics,
+    Recipe,
+    Task,
+    cut,
+    figure,
+    file_sha256,
+    generator,
+    shuffled,
+    spaced,
+)
 from paperwalk.vit import ViT, ViTConfig
-
-NAMES = ("mnist", "mnist-5k", "cifar10")
-
-
-class Images(NamedTuple):
-    """A split: pixels in 0..255 in memory, or the files that they are in; and labels."""
-
-    images: Tensor | FolderSplit
-    labels: Tensor
-    classes: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def pixels(self, rows: Tensor, size: int) -> Tensor:
-        """The images of these rows, uint8 (b c h w)."""
-        if isinstance(self.images, FolderSplit):
-            return read_images([self.images.files[i] for i in rows.tolist()], size)
-        return self.images[rows]
 
 
 @dataclass(frozen=True)
@@ -47,6 +38,8 @@ class ViTRecipe(Recipe):
         smoothing: label smoothing ε.
         shift: training images are moved by up to so many pixels.
         flip: and mirrored, every other one.
+        start: folder of a masked autoencoder, with whose encoder the training begins (fine-tuning).
+        labels: train on so many of the images only, which the seed chooses.
     """
 
     paper: ClassVar[str] = "vit"
@@ -66,6 +59,8 @@ class ViTRecipe(Recipe):
     smoothing: float = 0.1
     shift: int = 4
     flip: bool = True
+    start: str | None = None
+    labels: int | None = None
 
     def __post_init__(self):
         super().__post_init__()
@@ -73,12 +68,16 @@ class ViTRecipe(Recipe):
             raise ValueError(f"smoothing is {self.smoothing}, expected at least 0 and below 1")
         if self.shift < 0:
             raise ValueError(f"shift is {self.shift}, expected at least 0 pixels")
+        if self.labels is not None and self.labels < 1:
+            raise ValueError(f"labels is {self.labels}, expected at least 1 image")
 
     @classmethod
     def named(cls) -> dict[str, "ViTRecipe"]:
         """The recipes by name."""
         return {
             "cifar10-cpu": cls(epochs=30.0, batch_size=128, lr=1e-3),
+            # A tenth of the labels; with `start` it is fine-tuning, without it the comparison from scratch.
+            "cifar10-finetune": cls(labels=5_000, smoothing=0.0),
             "mnist-cpu": cls(
                 data="mnist",
                 model=cls.PRESETS["tiny-28"],
@@ -107,23 +106,30 @@ class ViTRecipe(Recipe):
         """What is trained on, and what is held out.
 
         Raises:
-            ValueError: no such data, or the model's sizes are not the data's.
+            ValueError: as `read_splits`.
         """
-        train, test = _read(self.data)
-        first = train.pixels(torch.tensor([0]), self.model.image_size)[0]
-        expected = {"in_channels": first.shape[0], "image_size": first.shape[1], "n_classes": len(train.classes)}
-        for name, value in expected.items():
-            if getattr(self.model, name) != value:
-                raise ValueError(f"model.{name} is {getattr(self.model, name)}, expected {value}: that of {self.data}")
-        return train, test
+        return read_splits(self.data, self.model)
 
     def data_sha256(self) -> dict[str, str]:
-        """Name of the data → SHA-256 of its content; a folder has none."""
-        return {self.data: DATASETS[self.data].sha256} if self.data in NAMES else {}
+        """Name of the data, and of the weights begun with → SHA-256 of their content; a folder of images has none."""
+        start = {} if self.start is None else {self.start: file_sha256(Path(self.start) / "model.safetensors")}
+        return data_sha256(self.data) | start
 
     def build(self) -> ViT:
         """The untrained model."""
         return ViT(self.model)
+
+    def begun(self) -> ViT:
+        """The untrained model, with the encoder that `start` holds.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ValueError: it holds no masked autoencoder, or one of other sizes.
+        """
+        vit = self.build()
+        if self.start is not None:
+            load_encoder(vit, MAE.from_pretrained(self.start))
+        return vit
 
     def forward_flops(self) -> int:
         """FLOPs of one image."""
@@ -136,10 +142,12 @@ class ViTRecipe(Recipe):
     def task(self) -> Task:
         """Classify each image."""
         train, _ = self.splits()
-        steps, model = self.steps_of(len(train)), self.build()
+        model = self.begun()
+        chosen = torch.randperm(len(train), generator=generator(self.seed + 2, 0))[: self.labels]
+        steps = self.steps_of(len(chosen))
 
         def batch(step: int, part: int, parts: int) -> Batch:
-            rows = shuffled(len(train), self.batch_size, self.seed, step)
+            rows = chosen[shuffled(len(chosen), self.batch_size, self.seed, step)]
             draws = draw_shifts_and_flips(len(rows), self.shift, generator(self.seed + 1, step), flip=self.flip)
             rows, shifts, flips = (cut(each, part, parts) for each in (rows, *draws))
             pixels = shift_and_flip(train.pixels(rows, self.model.image_size), shifts, flips)
@@ -171,22 +179,13 @@ class ViTRecipe(Recipe):
         return {"accuracy": figure(sum(right) / len(right), bootstrap_interval(right), len(right))}
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """0..255 → −1..1, as the official code of ViT does."""
-    return 2 * to_float(pixels) - 1
+def load_encoder(vit: ViT, mae: MAE) -> None:
+    """Copy the encoder of a masked autoencoder into a ViT, whose head is set to zero.
 
-
-@cache
-def _read(data: str) -> tuple[Images, Images]:
-    if data in NAMES:
-        dataset = load(data)
-        return tuple(Images(split.images, split.labels, dataset.classes) for split in (dataset.train, dataset.test))
-    if not Path(data).is_dir():
-        raise ValueError(f"unknown data {data!r}, expected one of {', '.join(NAMES)}, or a folder with train/ and val/")
-    found = [read_folder(data, split) for split in ("train", "val")]
-    if found[0].classes != found[1].classes:
-        differ = sorted(set(found[0].classes) ^ set(found[1].classes))
-        raise ValueError(
-            f"{data}: train/ and val/ differ in the classes {', '.join(differ)}, expected the same folders"
-        )
-    return tuple(Images(split, split.labels, split.classes) for split in found)
+    Raises:
+        ValueError: their sizes differ.
+    """
+    for name, value in mae.config.encoder_sizes().items():
+        if getattr(vit.config, name) != value:
+            raise ValueError(f"model.{name} is {getattr(vit.config, name)}, expected {value}: that of the encoder")
+    load_exactly(vit, mae.encoder_weights(vit.config.n_classes))

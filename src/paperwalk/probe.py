@@ -1,0 +1,52 @@
+"""How much an encoder knows without being asked: a linear classifier on its frozen features.
+
+He et al. 2021, arXiv:2111.06377, Appendix A.1 ("Linear probing"), which normalises the features without learning a
+scale. Differs: the features are computed once, of images without random crops; they are the mean of the patches'
+tokens; SGD instead of LARS.
+"""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from paperwalk.vit import ViT
+
+Features = tuple[Float[Tensor, "n d"], Int64[Tensor, " n"]]
+BATCH, LR, EPOCHS = 256, 0.1, 20
+
+
+@torch.no_grad()
+def features(vit: ViT, images: Float[Tensor, "b c h w"], dtype: torch.dtype = torch.float32) -> Float[Tensor, "b d"]:
+    """The mean of the patches' tokens after the last layer; `dtype` is that of the matrix products."""
+    first = int(vit.class_token is not None)
+    with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        return torch.cat([vit.encode(x)[:, first:].float().mean(dim=1) for x in images.split(500)])
+
+
+def linear_probe(train: Features, test: Features, *, seed: int = 0, epochs: int = EPOCHS) -> Bool[Tensor, " n"]:
+    """Which of the test images a linear classifier, trained on the features of the others, gets right.
+
+    Args:
+        train, test: features and labels 0, 1, ….
+        seed: of the order of the examples; the classifier starts at zero.
+        epochs: passes over the training features.
+    """
+    (x, y), (x_test, y_test) = train, test
+    std, mean = torch.std_mean(x, dim=0)
+    x, x_test = ((each - mean) / (std + 1e-6) for each in (x, x_test))
+    head = nn.Linear(x.shape[1], int(y.max()) + 1, device=x.device)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    batch = min(BATCH, len(x))
+    steps = epochs * (len(x) // batch)
+    sgd = torch.optim.SGD(head.parameters(), lr=LR, momentum=0.9)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(sgd, steps)
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(x), generator=generator)[: len(x) // batch * batch].split(batch):
+            sgd.zero_grad()
+            F.cross_entropy(head(x[chosen]), y[chosen]).backward()
+            sgd.step()
+            cosine.step()
+    return head(x_test).argmax(dim=1) == y_test
