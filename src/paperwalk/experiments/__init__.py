@@ -9,6 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperwalk.train.precision import fast_autocast
+from paperwalk.train.task import Task
+
 
 def train_steps(
     model: nn.Module,
@@ -35,6 +38,17 @@ def train_steps(
         optimiser.step()
         losses.append(loss.item())
     return losses
+
+
+def train_task(task: Task, steps: Iterable[int] | None = None) -> list[float]:
+    """`train_steps` of a recipe's task, all of its steps or those given, in the fastest precision; returns the losses."""
+
+    def loss(step: int) -> Tensor:
+        with fast_autocast():
+            return task.loss(task.model, task.batch(step, 0, 1))[0]
+
+    steps = range(task.steps) if steps is None else steps
+    return train_steps(task.model, task.optimiser, task.lr_at, loss, steps)
 
 
 def run_missing(path: Path, runs: Mapping[str, Callable[[], Any]], **about: Any) -> None:

@@ -30,3 +30,9 @@ def fast_dtype() -> torch.dtype:
 def fast_precision() -> Precision:
     """`fast_dtype` by the name that the command line uses."""
     return "bf16" if fast_dtype() == torch.bfloat16 else "fp32"
+
+
+def fast_autocast() -> torch.autocast:
+    """A context in which matrix products on the processor are of `fast_dtype`."""
+    dtype = fast_dtype()
+    return torch.autocast("cpu", dtype, enabled=dtype != torch.float32)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from paperwalk.data.augment import crop, draw_crops
 from paperwalk.mae import MAE, MAEConfig, cover
 from paperwalk.metrics import bootstrap_interval
-from paperwalk.probe import features, linear_probe
+from paperwalk.probe import Features, features, linear_probe
 from paperwalk.train.recipes.images import Images, data_sha256, normalise, read_splits
 from paperwalk.train.recipes.vit import load_encoder
 from paperwalk.train.task import Batch, Metrics, Recipe, Task, cut, figure, generator, shuffled, spaced
@@ -56,7 +56,6 @@ class MAERecipe(Recipe):
         "huge-14": MAEConfig.huge_14(norm_target=True),
     }
 
-    batch_size: int = 256
     lr: float = 1.5e-3
     beta2: float = 0.95
     data: str = "cifar10"
@@ -66,9 +65,9 @@ class MAERecipe(Recipe):
     def named(cls) -> dict[str, "MAERecipe"]:
         """The recipes by name."""
         return {
-            "cifar10-cpu": cls(epochs=40.0),
+            "cifar10-cpu": cls(epochs=24.0),
             # One pass, for trying out.
-            "cifar10-mini": cls(model=cls.PRESETS["mini-32"], epochs=1.0, batch_size=128, lr=2e-3),
+            "cifar10-mini": cls(model=cls.PRESETS["mini-32"], epochs=1.0, lr=2e-3),
             # Table 8 and Section 4: ViT-L, 800 passes, 40 of them warm-up.
             "paper": cls(
                 data="imagenet",
@@ -147,23 +146,24 @@ class MAERecipe(Recipe):
             errors = (out.prediction - model.target(images)).square().mean(2)
             # As many patches are hidden in each image, so that the mean of these is the mean over hidden patches.
             losses += ((errors * out.mask).sum(1) / out.mask.sum(1)).tolist()
-        right = self.probe(model, limit).int().tolist()
+        found = self.features(model, limit and PROBED * limit, limit)
+        with torch.enable_grad():
+            right = linear_probe(*found, seed=self.seed).int().tolist()
         return {
             "reconstruction loss": figure(sum(losses) / len(losses), bootstrap_interval(losses), len(losses)),
             "linear probe accuracy": figure(sum(right) / len(right), bootstrap_interval(right), len(right)),
         }
 
-    def probe(self, model: MAE, limit: int | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Which held-out images a linear probe on the model's encoder gets right."""
+    def features(self, model: MAE, n_train: int | None = None, n_test: int | None = None) -> tuple[Features, Features]:
+        """What the encoder makes of images to train on and of held-out ones, with labels; all if no number is given."""
         vit = ViT(ViTConfig(**model.config.encoder_sizes(), n_classes=0)).to(model.positions.device).eval()
         load_encoder(vit, model)
         found = []
-        for split, most in zip(self.splits(), (limit and PROBED * limit, limit), strict=True):
-            rows = torch.arange(len(split))[spaced(len(split), most)]
-            seen = torch.cat([features(vit, self.images(split, part, model), dtype) for part in rows.split(500)])
-            found.append((seen, split.labels[rows].to(seen.device)))
-        with torch.enable_grad():
-            return linear_probe(*found, seed=self.seed).cpu()
+        for split, n in zip(self.splits(), (n_train, n_test), strict=True):
+            rows = torch.arange(len(split))[spaced(len(split), n)]
+            seen = torch.cat([features(vit, self.images(split, part, model)) for part in rows.split(500)])
+            found.append((seen.cpu(), split.labels[rows]))
+        return tuple(found)
 
     def images(self, split: Images, rows: Tensor, model: MAE) -> Tensor:
         """These images as the model takes them."""
