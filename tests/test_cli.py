@@ -6,6 +6,8 @@ import stat
 import pytest
 import torch
 
+from paperwalk.data.folder import folder_sha256, read_image
+from paperwalk.gpt import GPT
 from paperwalk.train import cli
 
 SMALL = ["--model.d-model", "8", "--model.n-layers", "1", "--model.n-heads", "2", "--model.d-mlp", "8"]
@@ -103,6 +105,7 @@ def test_help_lists_the_fields_with_their_meaning(capsys):
 def test_train_writes_a_model_with_its_card(trained):
     card = json.loads((trained / "card.json").read_text())
     assert card["command"].startswith("paperwalk train gpt --model.d-model 8")
+    assert "--output" not in card["command"]
     assert card["recipe"]["steps"] == 3
     assert {"value", "interval", "n"} == set(card["metrics"]["loss"])
     assert (trained / "loss.png").stat().st_size > 1000
@@ -184,6 +187,44 @@ def test_a_folder_of_pictures_is_trained_on(picture_folder, tmp_path, capsys):
     arguments += ["--data", str(picture_folder), "--output", str(tmp_path / "run")]
     assert cli.main(arguments) == 0
     assert json.loads((tmp_path / "run" / "card.json").read_text())["metrics"]["accuracy"]["value"] == 1.0
+
+
+def test_a_folder_of_pictures_is_known_by_names_and_sizes(picture_folder):
+    before = folder_sha256(picture_folder)
+    assert folder_sha256(picture_folder) == before
+    extra = picture_folder / "train" / "dark" / "0.txt"
+    extra.write_text("a")
+    added = folder_sha256(picture_folder)
+    extra.write_text("ab")
+    assert len({before, added, folder_sha256(picture_folder)}) == 3
+
+
+def test_a_picture_too_large_to_unpack_is_named(picture_folder, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    with pytest.raises(ValueError, match=r"0\.png is not an image: Image size .* could be decompression bomb"):
+        read_image(picture_folder / "train" / "dark" / "0.png", 8)
+
+
+def test_info_counts_the_model_in_the_folder(text, tmp_path, capsys):
+    arguments = [
+        "train",
+        "gpt",
+        *SMALL,
+        *QUICK,
+        "--model.block-size",
+        "8",
+        "--unit",
+        "byte-pairs",
+        "--vocab-size",
+        "270",
+    ]
+    assert cli.main([*arguments, "--data", text, "--output", str(tmp_path / "run")]) == 0
+    capsys.readouterr()
+    assert cli.main(["info", str(tmp_path / "run")]) == 0
+    n = sum(p.numel() for p in GPT.from_pretrained(tmp_path / "run").parameters())
+    assert f"parameters          {n:,}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "not an image", "truncated", "other names", "other classes"])

@@ -49,4 +49,4 @@ def test_the_checkpoints_are_small():
     sizes = {path: path.stat().st_size for path in FOLDER.rglob("*") if path.is_file()}
     assert max(sizes.values(), default=0) <= 12_000_000
     assert sum(sizes.values()) <= 60_000_000
-    assert {path.suffix for path in sizes} <= {".safetensors", ".json", ".png", ".bpe"}
+    assert {path.suffix for path in sizes} <= {".safetensors", ".json", ".png", ".bpe", ".txt"}

@@ -494,3 +494,44 @@ def test_a_thinned_curve_keeps_the_mean_and_the_end():
     assert curve[-1][0] == 1001
     assert curve[0] == [11, 5.0]
     assert thinned([1.0, 2.0]) == [[1, 1.0], [2, 2.0]]
+
+
+def test_a_run_is_not_resumed_on_other_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(Sum, "data_sha256", lambda self: {"numbers": "aa"})
+    run_to_the_end(tmp_path)
+    run_to_the_end(tmp_path, resume=True)
+    monkeypatch.setattr(Sum, "data_sha256", lambda self: {"numbers": "bb"})
+    with pytest.raises(ValueError, match="was begun with other data: numbers was aa, now bb"):
+        run_to_the_end(tmp_path, resume=True)
+
+
+def test_a_finished_run_resumed_stays_as_it_is(tmp_path):
+    first = run_to_the_end(tmp_path)
+    again = run_to_the_end(tmp_path, resume=True)
+    assert_same(first, again)
+    assert again.seconds == first.seconds
+
+
+def test_more_parts_than_examples_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="the batch of step 0 has fewer examples than the 17 parts"):
+        run_to_the_end(tmp_path, accumulate=17)
+
+
+def test_an_evaluation_that_fails_does_so_before_the_training(tmp_path, monkeypatch):
+    def evaluate(self, model, limit=None):
+        torch.rand(3)
+        if limit == 1:
+            raise ValueError("the held-out text is too short")
+
+    monkeypatch.setattr(runs, "recipe_class", lambda paper: Sum)
+    monkeypatch.setattr(Sum, "evaluate", evaluate)
+    options = Options(output=tmp_path / "a", **FP32)
+    with pytest.raises(ValueError, match="too short"):
+        runs.train(Sum(), options, "paperwalk train sum")
+    assert not list((tmp_path / "a").glob("states/*"))
+    # Its draws are not taken from those of the training.
+    run = Run(Sum().task(), Sum(), options, tmp_path / "b")
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match="too short"):
+        runs.check_evaluation(Sum(), run)
+    assert torch.equal(before, torch.get_rng_state())

@@ -10,6 +10,7 @@ from paperwalk.zero_shot import (
     classify,
     encode_images,
     encode_texts,
+    found_among,
     nearest,
     recall_at,
 )
@@ -142,6 +143,18 @@ def test_recall_at_chance_and_of_a_constant():
     assert sum(values) / 20 == pytest.approx(5 / 200, abs=0.008)
     assert recall_at(5, torch.ones(200, 4), torch.ones(200, 4)) == 0.0
     assert recall_at(200, torch.ones(200, 4), torch.ones(200, 4)) == 1.0
+
+
+def test_the_right_candidates_may_be_named():
+    scores = torch.tensor([[0.3, 0.9, 0.5], [0.8, 0.1, 0.2]])
+    assert found_among(1, scores, torch.tensor([1, 2])).tolist() == [True, False]
+    assert found_among(2, scores, torch.tensor([2, 2])).tolist() == [True, True]
+    # A candidate that scores as much counts as before the right one.
+    assert found_among(1, torch.tensor([[0.5, 0.5]]), torch.tensor([0])).tolist() == [False]
+    with pytest.raises(ValueError, match="n=4, expected 1 to 3"):
+        found_among(4, scores, torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="2 queries with 3 candidates, expected pairs"):
+        found_among(1, scores)
 
 
 def test_wrong_retrieval_is_refused(unchecked):

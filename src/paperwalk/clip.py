@@ -26,6 +26,7 @@ Differs from the paper:
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +38,7 @@ from torch import Tensor, nn
 
 from paperwalk import checkpoints
 from paperwalk.nn import LearnedPositions, PatchEmbedding, TransformerBlock, quick_gelu
-from paperwalk.nn.checks import check_choice, check_multiple, check_sizes, check_tokens
+from paperwalk.nn.checks import check_choice, check_images, check_multiple, check_sizes, check_tokens
 from paperwalk.published.clip import from_openai, from_transformers
 
 ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": F.gelu}
@@ -55,7 +56,7 @@ class CLIPConfig:
         vocab_size: tokens of the text tower.
         block_size: positions of a text, its start and its end token included.
         d_text, n_text_layers, n_text_heads, d_text_mlp: width, blocks, heads and MLP width of the text tower.
-        eot_id: the integer of the end-of-text token; None for the last of the vocabulary.
+        eot: the integer of the end-of-text token; None for the last of the vocabulary.
         d_embed: width e of the shared space.
         activation: "quick_gelu" as the paper's models, or "gelu" as most of open_clip's.
         dropout: probability of a zero in each sub-layer's output, in training; the paper has none.
@@ -77,17 +78,14 @@ class CLIPConfig:
     n_text_layers: int = 12
     n_text_heads: int = 8
     d_text_mlp: int = 2048
-    eot_id: int | None = None
+    eot: int | None = None
     d_embed: int = 512
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     dropout: float = 0.0
     norm_eps: float = 1e-5
 
     def __post_init__(self):
-        if self.eot_id is None:
-            # Frozen: the only way to fill in a default that depends on another field.
-            object.__setattr__(self, "eot_id", self.vocab_size - 1)
-        others = ("eot_id", "activation", "dropout", "norm_eps")
+        others = ("eot", "activation", "dropout", "norm_eps")
         check_sizes(self, *(field.name for field in fields(self) if field.name not in others))
         check_multiple(self, "image_size", "patch_size")
         check_multiple(self, "d_image", "n_image_heads")
@@ -97,7 +95,7 @@ class CLIPConfig:
             if not isinstance(getattr(self, name), int | float) or not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)!r}, expected a number of at least 0 and below 1")
         if not isinstance(self.eot_id, int) or not 0 <= self.eot_id < self.vocab_size:
-            raise ValueError(f"eot_id={self.eot_id!r}, expected a token, 0 to {self.vocab_size - 1}")
+            raise ValueError(f"eot={self.eot!r}, expected a token, 0 to {self.vocab_size - 1}")
 
     @classmethod
     def vit_b_32(cls, **changes: Any) -> "CLIPConfig":
@@ -115,6 +113,11 @@ class CLIPConfig:
         image = {"patch_size": 14, "d_image": 1024, "n_image_layers": 24, "n_image_heads": 16, "d_image_mlp": 4096}
         text = {"d_text": 768, "n_text_heads": 12, "d_text_mlp": 3072, "d_embed": 768}
         return cls(**image | text | changes)
+
+    @property
+    def eot_id(self) -> int:
+        """The integer of the end-of-text token."""
+        return self.vocab_size - 1 if self.eot is None else self.eot
 
     @property
     def n_image_tokens(self) -> int:
@@ -175,7 +178,7 @@ class ImageTower(nn.Module):
         Raises:
             ValueError: as `forward`.
         """
-        self._check(images)
+        check_images(images, 3, self.image_size)
         patches = self.patch_embedding(images)
         z = torch.cat([self.class_token.expand(len(patches), 1, -1), patches], dim=1)
         z = self.norm_pre(z + self.positions())
@@ -190,13 +193,6 @@ class ImageTower(nn.Module):
             ValueError: not a batch of floating-point images of this model's size, or an empty one.
         """
         return self.projection(self.encode(images)[:, 0])
-
-    def _check(self, images: Tensor) -> None:
-        side = self.image_size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side) or len(images) == 0:
-            raise ValueError(f"images have shape {tuple(images.shape)}, expected (b, 3, {side}, {side}) with b >= 1")
-        if not images.is_floating_point():
-            raise ValueError(f"images have dtype {images.dtype}, expected floating point: scale and normalise them")
 
 
 class TextTower(nn.Module):
@@ -225,9 +221,9 @@ class TextTower(nn.Module):
         """All tokens after the last block and the last norm; each has seen itself and those before.
 
         Raises:
-            ValueError: as `forward`.
+            ValueError: not a batch of integers of the vocabulary, or more positions than the context.
         """
-        self._check(tokens)
+        check_tokens("tokens", tokens, self.token_embedding.num_embeddings, len(self.positions.weight))
         z = self.token_embedding(tokens) + self.positions.weight[: tokens.shape[1]]
         for block in self.blocks:
             z = block(z, causal=True)
@@ -241,20 +237,15 @@ class TextTower(nn.Module):
                 the context, and what follows the end may be anything.
 
         Raises:
-            ValueError: not a batch of integers of the vocabulary, more positions than the context, or a row without
-                an end.
+            ValueError: as `encode`, or a row without an end.
         """
-        z = self.encode(tokens)
-        # argmax gives the first of equal values.
-        end = (tokens == self.eot_id).int().argmax(dim=1)
-        return self.projection(z[torch.arange(len(z), device=z.device), end])
-
-    def _check(self, tokens: Tensor) -> None:
-        check_tokens("tokens", tokens, self.token_embedding.num_embeddings, len(self.positions.weight))
-        ended = (tokens == self.eot_id).any(dim=1)
+        z, is_end = self.encode(tokens), tokens == self.eot_id
+        ended = is_end.any(dim=1)
         if not ended.all():
             row = int((~ended).int().argmax())
             raise ValueError(f"text {row} has no end-of-text token, expected {self.eot_id} in each row")
+        # argmax gives the first of equal values.
+        return self.projection(z[torch.arange(len(z), device=z.device), is_end.int().argmax(dim=1)])
 
 
 def unit(features: Float[Tensor, "b e"]) -> Float[Tensor, "b e"]:
@@ -340,10 +331,15 @@ class CLIP(nn.Module):
         """
         return self.scale() * self.encode_image(images) @ self.encode_text(tokens).T
 
-    def loss(self, images: Tensor, tokens: Tensor) -> Float[Tensor, ""]:
+    def loss(
+        self, images: Tensor, tokens: Tensor, gather: Callable[[Tensor], Tensor] = lambda features: features
+    ) -> Float[Tensor, ""]:
         """The symmetric contrastive loss of a batch of pairs, in nats; ln b at chance.
 
         It first brings t back to ln 100 if an optimiser step has taken it past: e^t is at most 100.
+
+        Args:
+            gather: makes the features of the whole batch of those of a part, where several processes share a batch.
 
         Raises:
             ValueError: as `forward`, or more images than texts or fewer.
@@ -353,13 +349,8 @@ class CLIP(nn.Module):
         with torch.no_grad():
             # As an operation of the forward pass the clip would leave t beyond the ceiling, without a gradient.
             self.log_scale.clamp_(max=math.log(MAX_SCALE))
-        return contrastive_loss(self(images, tokens))
-
-    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """For an optimiser: matrices decay; gains, biases, class token and temperature do not (Section 2.5)."""
-        matrices = [p for p in self.parameters() if p.ndim >= 2]
-        others = [p for p in self.parameters() if p.ndim < 2]
-        return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        image_features, text_features = gather(self.encode_image(images)), gather(self.encode_text(tokens))
+        return contrastive_loss(self.scale() * image_features @ text_features.T)
 
     @classmethod
     def from_pretrained(cls, source: str | Path, *, config: CLIPConfig | None = None) -> "CLIP":

@@ -31,7 +31,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from paperwalk import checkpoints
-from paperwalk.nn import KeyValueCache, LearnedPositions, TransformerBlock, causal_mask
+from paperwalk.nn import KeyValueCache, LearnedPositions, TransformerBlock, block_flops, causal_mask
 from paperwalk.nn.checks import check_multiple, check_sizes, check_tokens
 from paperwalk.published.gpt import from_transformers, our_names
 
@@ -95,7 +95,7 @@ class GPTConfig:
 
         Attention is counted in full, as kernels are: the half above the diagonal is thrown away, not saved.
         """
-        block = 8 * t * self.d_model**2 + 4 * t**2 * self.d_model + 4 * t * self.d_model * self.d_mlp
+        block = block_flops(t, self.d_model, self.d_mlp)
         return self.n_layers * block + 2 * t * self.d_model * self.vocab_size
 
 

@@ -14,7 +14,7 @@ facebookresearch/mae, `models_mae.py`. The paper numbers no equation; sections a
 | d | | width of the encoder, or of the decoder |
 
 Differs from the paper (what it does not say, we take from the official code, unless listed here):
-- The patches are chosen first and embedded then; the official code embeds all and drops most. The map is the same.
+- The patches are chosen first and embedded then; the paper and its code embed all and drop most. The map is the same.
 - Positions are buffers, not parameters without a gradient; both are saved with the weights.
 - `reconstruct` gives normalised patches back their true mean and spread, which the model has not seen.
 Settled by the official code, not by the paper: the class token comes first and has the position zero; the decoder's
@@ -33,8 +33,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from paperwalk import checkpoints
-from paperwalk.nn import PatchEmbedding, TransformerBlock, patchify, sinusoidal_2d, unpatchify
-from paperwalk.nn.checks import check_multiple, check_sizes
+from paperwalk.nn import PatchEmbedding, TransformerBlock, block_flops, patchify, sinusoidal_2d, unpatchify
+from paperwalk.nn.checks import check_images, check_multiple, check_sizes
 from paperwalk.published.mae import OFFICIAL, from_official, from_transformers, our_names
 
 TARGET_EPS = 1e-6
@@ -124,18 +124,14 @@ class MAEConfig:
         """FLOPs of the encoder for one image: matrix products only, a multiply-add counted as two."""
         u = n_visible(self.n_patches, self.mask_ratio if mask_ratio is None else mask_ratio)
         embed = 2 * u * self.patch_size**2 * self.in_channels * self.d_model
-        return embed + self.n_layers * _block_flops(u + 1, self.d_model, self.d_mlp)
+        return embed + self.n_layers * block_flops(u + 1, self.d_model, self.d_mlp)
 
     def decoder_flops(self, mask_ratio: float | None = None) -> int:
         """FLOPs of the decoder for one image, counted in the same way; it sees every patch at any mask ratio."""
         u, d = n_visible(self.n_patches, self.mask_ratio if mask_ratio is None else mask_ratio), self.decoder_d_model
         embed = 2 * (u + 1) * self.d_model * d
         head = 2 * self.n_patches * d * self.patch_size**2 * self.in_channels
-        return embed + self.decoder_n_layers * _block_flops(self.n_patches + 1, d, self.decoder_d_mlp) + head
-
-
-def _block_flops(t: int, d: int, f: int) -> int:
-    return 8 * t * d**2 + 4 * t**2 * d + 4 * t * d * f
+        return embed + self.decoder_n_layers * block_flops(self.n_patches + 1, d, self.decoder_d_mlp) + head
 
 
 def n_visible(n_patches: int, mask_ratio: float) -> int:
@@ -193,13 +189,19 @@ def take(tokens: Float[Tensor, "b t d"], ids: Int[Tensor, "b u"]) -> Float[Tenso
     return tokens.take_along_dim(ids[..., None], dim=1)
 
 
+def patch_statistics(patches: Float[Tensor, "b t p2c"]) -> tuple[Float[Tensor, "b t 1"], Float[Tensor, "b t 1"]]:
+    """Mean and √(variance + 1e-6) of each patch over its own pixels and channels."""
+    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+    return mean, (variance + TARGET_EPS).sqrt()
+
+
 def normalise_patches(patches: Float[Tensor, "b t p2c"]) -> Float[Tensor, "b t p2c"]:
-    """(x − mean) / √(variance + 1e-6) of each patch over its own pixels and channels.
+    """(x − mean) / √(variance + 1e-6) of each patch.
 
     Source: He et al. 2021, Section 3 ("Reconstruction target"); variance over p²c − 1, as in the official code.
     """
-    variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-    return (patches - mean) / (variance + TARGET_EPS).sqrt()
+    mean, spread = patch_statistics(patches)
+    return (patches - mean) / spread
 
 
 def masked_loss(
@@ -298,7 +300,9 @@ class MAE(nn.Module):
 
         Source: He et al. 2021, Section 3 ("MAE encoder").
         """
-        self._check(images)
+        check_images(images, self.config.in_channels, self.config.image_size)
+        if not images.isfinite().all():
+            raise ValueError("images hold NaN or infinity, expected finite pixels")
         expected = (len(images), self.config.n_patches)
         if noise is None:
             noise = torch.rand(expected, device=images.device)
@@ -368,20 +372,9 @@ class MAE(nn.Module):
         p, size = self.config.patch_size, self.config.image_size
         patches = patchify(images, p)
         if self.config.norm_target:
-            variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
-            prediction = prediction * (variance + TARGET_EPS).sqrt() + mean
+            mean, spread = patch_statistics(patches)
+            prediction = prediction * spread + mean
         return unpatchify(torch.where(mask[..., None], prediction, patches), p, size, size)
-
-    def _check(self, images: Tensor) -> None:
-        expected = (self.config.in_channels, self.config.image_size, self.config.image_size)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected or len(images) == 0:
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}, expected (b, {', '.join(map(str, expected))}) with b >= 1"
-            )
-        if not images.is_floating_point():
-            raise ValueError(f"images have dtype {images.dtype}, expected floating point: scale and normalise them")
-        if not images.isfinite().all():
-            raise ValueError("images hold NaN or infinity, expected finite pixels")
 
     def encoder_weights(self, n_classes: int = 0) -> checkpoints.Tensors:
         """The encoder as a ViT's weights, for fine-tuning: copies, under the names of `paperwalk.vit.ViT`.

@@ -38,7 +38,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from paperwalk import checkpoints
-from paperwalk.nn import DecoderBlock, LearnedPositions, TransformerBlock, sinusoidal_1d
+from paperwalk.nn import DecoderBlock, LearnedPositions, TransformerBlock, block_flops, sinusoidal_1d
 from paperwalk.nn.attention import causal_mask
 from paperwalk.nn.checks import check_choice, check_multiple, check_sizes, check_tokens
 from paperwalk.nn.search import beam_search, greedy_search
@@ -117,8 +117,8 @@ class TransformerConfig:
         Attention is counted in full, as kernels are, the masked part included.
         """
         d, f = self.d_model, self.d_mlp
-        encoder = 8 * s * d**2 + 4 * s**2 * d + 4 * s * d * f
-        decoder = 8 * t * d**2 + 4 * t**2 * d + 4 * t * d * f
+        encoder = block_flops(s, d, f)
+        decoder = block_flops(t, d, f)
         cross = 4 * (t + s) * d**2 + 4 * s * t * d
         return self.n_layers * (encoder + decoder + cross) + 2 * t * d * self.vocab_size
 

@@ -39,10 +39,11 @@ from paperwalk.nn import (
     LearnedPositions2d,
     PatchEmbedding,
     TransformerBlock,
+    block_flops,
     resize_positions,
     sinusoidal_2d,
 )
-from paperwalk.nn.checks import check_multiple, check_sizes
+from paperwalk.nn.checks import check_images, check_multiple, check_sizes
 from paperwalk.published.vit import TORCHVISION, from_torchvision, from_transformers, our_names
 
 
@@ -140,10 +141,9 @@ class ViTConfig:
         """FLOPs of one image through the model: matrix products only, a multiply-add counted as two."""
         n_patches, t, d = math.prod(self.grid), self.n_tokens, self.d_model
         embed = 2 * n_patches * self.patch_size**2 * self.in_channels * d
-        block = 8 * t * d**2 + 4 * t**2 * d + 4 * t * d * self.d_mlp
         hidden = self.d_pre_logits or 0
         head = 2 * d * hidden + 2 * (hidden or d) * self.n_classes
-        return embed + self.n_layers * block + head
+        return embed + self.n_layers * block_flops(t, d, self.d_mlp) + head
 
 
 class ViT(nn.Module):
@@ -209,7 +209,7 @@ class ViT(nn.Module):
 
         Source: Eq. 1.
         """
-        self._check(images)
+        check_images(images, self.config.in_channels, self.config.image_size)
         z = self.patch_embedding(images)
         if self.config.positions in ("learned_2d", "sincos_2d"):
             # These have a vector for each place of the grid only; the class token has none.
@@ -242,16 +242,6 @@ class ViT(nn.Module):
         z = self.encode(images)
         y = z[:, 0] if self.class_token is not None else z.mean(dim=1)
         return self.head(self.pre_logits(y))
-
-    def _check(self, images: Tensor) -> None:
-        side = self.config.image_size
-        expected = (self.config.in_channels, side, side)
-        if images.ndim != 4 or tuple(images.shape[1:]) != expected or len(images) == 0:
-            raise ValueError(
-                f"images have shape {tuple(images.shape)}, expected (b, {', '.join(map(str, expected))}) with b >= 1"
-            )
-        if not images.is_floating_point():
-            raise ValueError(f"images have dtype {images.dtype}, expected floating point: scale and normalise them")
 
     @torch.no_grad()
     def attention_maps(self, images: Tensor) -> Float[Tensor, "layers b n t t"]:

@@ -13,7 +13,7 @@ Radford et al. 2021, Sections 3.1.2 (classification), 3.1.4 (prompts and their e
 from collections.abc import Callable, Sequence
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from paperwalk.clip import CLIP, unit
@@ -32,17 +32,16 @@ def encode_texts(model: CLIP, tokenizer: Tokenizer, texts: Sequence[str], batch:
     if not texts:
         raise ValueError("no texts, expected at least one")
     model.eval()
-    block_size = model.config.block_size
+    tokens = tokenizer(texts, model.config.block_size).to(model.log_scale.device)
     with torch.no_grad():
-        rows = [model.encode_text(tokenizer(texts[i : i + batch], block_size)) for i in range(0, len(texts), batch)]
-    return torch.cat(rows)
+        return torch.cat([model.encode_text(part) for part in tokens.split(batch)])
 
 
 def encode_images(model: CLIP, images: Float[Tensor, "b c h w"], batch: int = 256) -> Float[Tensor, "b e"]:
     """The unit vectors of images, `batch` at a time, without gradients; the model is set to eval mode."""
     model.eval()
     with torch.no_grad():
-        return torch.cat([model.encode_image(part) for part in images.split(batch)])
+        return torch.cat([model.encode_image(part.to(model.log_scale.device)) for part in images.split(batch)])
 
 
 def class_vectors(
@@ -110,18 +109,33 @@ def nearest(
     return indices, cosines
 
 
+def found_among(n: int, scores: Float[Tensor, "b s"], right: Int64[Tensor, " b"] | None = None) -> Bool[Tensor, " b"]:
+    """Whether the right candidate of each query is among the n of the largest score.
+
+    A candidate that scores as much as the right one counts as before it, so that a model that maps all to one point
+    finds nothing.
+
+    Args:
+        scores: a row for each query, a column for each candidate.
+        right: the candidate of each query; that of the same number by default.
+
+    Raises:
+        ValueError: another number of candidates than of queries, when `right` is not given, or n outside 1 to their
+            number.
+    """
+    if right is None:
+        if scores.shape[0] != scores.shape[1]:
+            raise ValueError(f"{scores.shape[0]} queries with {scores.shape[1]} candidates, expected pairs")
+        right = torch.arange(len(scores), device=scores.device)
+    if not 1 <= n <= scores.shape[1]:
+        raise ValueError(f"n={n}, expected 1 to {scores.shape[1]}, the number of candidates")
+    return (scores >= scores.gather(1, right[:, None])).sum(dim=1) <= n
+
+
 def recall_at(n: int, queries: Float[Tensor, "b e"], candidates: Float[Tensor, "b e"]) -> float:
     """The share of queries whose own candidate, that of the same row, is among the n nearest; n / b at chance.
-
-    A candidate as near as the own one counts as nearer, so that a model that maps all to one point scores nothing.
 
     Raises:
         ValueError: another number of candidates than of queries, or n outside 1 to their number.
     """
-    if len(queries) != len(candidates):
-        raise ValueError(f"{len(queries)} queries with {len(candidates)} candidates, expected pairs")
-    if not 1 <= n <= len(candidates):
-        raise ValueError(f"n={n}, expected 1 to {len(candidates)}, the number of candidates")
-    cosines = unit(queries) @ unit(candidates).T
-    not_farther = (cosines >= cosines.diagonal()[:, None]).sum(dim=1)
-    return (not_farther <= n).float().mean().item()
+    return found_among(n, unit(queries) @ unit(candidates).T).float().mean().item()

@@ -58,7 +58,8 @@ def draw_crops(n: int, generator: torch.Generator, smallest: float = 0.2) -> Flo
 
     area, stretch = uniform(smallest, 1.0), uniform(-math.log(4 / 3), math.log(4 / 3)).exp()
     width, height = ((area * s).sqrt().clamp(max=1) for s in (stretch, 1 / stretch))
-    left, top = (uniform(-1, 1) * (1 - side) for side in (width, height))
-    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    # The middle of the crop.
+    x, y = (uniform(-1.0, 1.0) * (1 - side) for side in (width, height))
+    flip = torch.where(uniform(0.0, 1.0) < 0.5, -1.0, 1.0)
     zero = torch.zeros(n)
-    return torch.stack([torch.stack([flip * width, zero, left], 1), torch.stack([zero, height, top], 1)], 1)
+    return torch.stack([torch.stack([flip * width, zero, x], 1), torch.stack([zero, height, y], 1)], 1)

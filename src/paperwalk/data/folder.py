@@ -1,5 +1,6 @@
 """Labelled images in folders of one's own: `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, read when they are needed."""
 
+import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +46,13 @@ def read_folder(folder: str | Path, split: str) -> FolderSplit:
     return FolderSplit(files, torch.tensor(labels), tuple(classes))
 
 
+def folder_sha256(folder: str | Path) -> str:
+    """SHA-256 of the names and sizes of all files: what is in them is not read."""
+    files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    lines = [f"{path.relative_to(folder).as_posix()} {path.stat().st_size}" for path in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def read_image(path: Path, size: int) -> UInt8[Tensor, "3 h w"]:
     """One image: the shorter side scaled to `size` pixels, the middle cut out.
 
@@ -56,7 +64,7 @@ def read_image(path: Path, size: int) -> UInt8[Tensor, "3 h w"]:
     try:
         with Image.open(path) as image:
             fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, SyntaxError, OSError) as error:
+    except (UnidentifiedImageError, SyntaxError, OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not an image: {error}") from None
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 

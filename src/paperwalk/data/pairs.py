@@ -12,7 +12,7 @@ Source: The CMU Pronouncing Dictionary (BSD-style licence), as packaged in PyPI'
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -45,11 +45,17 @@ class PairSplits(NamedTuple):
     test: list[Pair]
 
 
-def read_pairs(path: str | Path) -> list[tuple[str, str]]:
+def read_pairs(
+    path: str | Path,
+    names: tuple[str, str] = ("source", "target"),
+    check: Callable[[str, str], None] = lambda first, second: None,
+) -> list[tuple[str, str]]:
     """The (source, target) texts of a file, one pair a line; empty lines are passed over.
 
     Args:
         path: ``.tsv``, source and target with a tab between them; or ``.jsonl``, ``{"source": …, "target": …}``.
+        names: what the two are called.
+        check: raises a ValueError for a pair that will not do.
 
     Raises:
         FileNotFoundError: no such file.
@@ -63,7 +69,9 @@ def read_pairs(path: str | Path) -> list[tuple[str, str]]:
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if line.strip():
             try:
-                pairs.append(_checked(parsers[path.suffix](line.decode("utf-8").removesuffix("\r"))))
+                pair = parsers[path.suffix](line.decode("utf-8").removesuffix("\r"), names)
+                check(*_checked(pair, names))
+                pairs.append(pair)
             except UnicodeDecodeError as error:
                 raise ValueError(f"{path}, line {number}: byte {line[error.start]:#x} is not UTF-8") from None
             except ValueError as error:
@@ -73,26 +81,28 @@ def read_pairs(path: str | Path) -> list[tuple[str, str]]:
     return pairs
 
 
-def _parse_tsv(line: str) -> tuple[str, str]:
+def _parse_tsv(line: str, names: tuple[str, str]) -> tuple[str, str]:
     columns = line.split("\t")
     if len(columns) != 2:
-        raise ValueError(f"{len(columns)} column{'s' * (len(columns) > 1)}, expected source, tab, target")
+        raise ValueError(f"{len(columns)} column{'s' * (len(columns) > 1)}, expected {', tab, '.join(names)}")
     return columns[0], columns[1]
 
 
-def _parse_json(line: str) -> tuple[str, str]:
+def _parse_json(line: str, names: tuple[str, str]) -> tuple[str, str]:
     try:
         values = json.loads(line)
     except ValueError as error:
         raise ValueError(f"broken JSON, {error}") from None
-    missing = [key for key in ("source", "target") if not isinstance(values, dict) or key not in values]
+    missing = [key for key in names if not isinstance(values, dict) or key not in values]
     if missing:
-        raise ValueError(f'no {" and no ".join(missing)}, expected {{"source": …, "target": …}}')
-    return values["source"], values["target"]
+        expected = ", ".join(f'"{name}": …' for name in names)
+        raise ValueError(f"no {' and no '.join(missing)}, expected {{{expected}}}")
+    first, second = (values[name] for name in names)
+    return first, second
 
 
-def _checked(pair: tuple[str, str]) -> tuple[str, str]:
-    for name, text in zip(("source", "target"), pair, strict=True):
+def _checked(pair: tuple[str, str], names: tuple[str, str]) -> tuple[str, str]:
+    for name, text in zip(names, pair, strict=True):
         if not isinstance(text, str):
             raise ValueError(f"the {name} is a {type(text).__name__}, expected a string")
         if not text.strip():

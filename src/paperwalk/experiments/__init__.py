@@ -41,7 +41,7 @@ def train_steps(
 
 
 def train_task(task: Task, steps: Iterable[int] | None = None) -> list[float]:
-    """`train_steps` of a recipe's task, all of its steps or those given, in the fastest precision; returns the losses."""
+    """`train_steps` of a recipe's task, all of it or the steps given, in the fastest precision; returns the losses."""
 
     def loss(step: int) -> Tensor:
         with fast_autocast():

@@ -1,9 +1,10 @@
 """Masked autoencoders on CIFAR-10: how much to hide, and what the shipped encoder is worth.
 
 The first claim is that of He et al. 2021, Figure 5, scaled down: encoders pre-trained at several mask ratios, then
-probed and fine-tuned. The second is that of Sections 4.1 and 4.3: a pre-trained encoder is a better start than a random
-one, under a linear probe and fine-tuned on a tenth of the labels. Three seeds each. Run:
-`python -m paperwalk.experiments.mae` (about an hour on one thread); it writes mae.json beside this file.
+probed and fine-tuned. The second is that of Section 4 ("Baseline"): a pre-trained encoder is a better start than a
+random one; here fine-tuned on a tenth of the labels and, which the paper does not do for a random one, under a linear
+probe. Three seeds each. Run: `python -m paperwalk.experiments.mae` (about an hour on one thread); it writes mae.json
+beside this file.
 """
 
 from collections.abc import Iterable
@@ -34,6 +35,7 @@ SMALL_TUNED = replace(
     ViTRecipe.named()["cifar10-finetune"],
     model=ViTConfig(**SMALL.model.encoder_sizes(), n_classes=10),
     labels=2_000,
+    epochs=10.0,
     lr=3e-3,
 )
 # The shipped encoder: all labels for the probe, a tenth of them for fine-tuning.
@@ -56,12 +58,11 @@ def probe(recipe: MAERecipe, model: MAE, n_train: int | None = None, n_test: int
     return linear_probe(*found, seed=recipe.seed).float().mean().item()
 
 
-def finetune(recipe: ViTRecipe, model: MAE | None, n_test: int | None = None) -> float:
-    """Test accuracy of a ViT trained by the recipe, from the encoder of a model or from scratch."""
+def finetune(recipe: ViTRecipe, model: MAE, n_test: int | None = None) -> float:
+    """Test accuracy of a ViT trained by the recipe, beginning with the encoder of a model."""
     torch.manual_seed(recipe.seed)
     task = recipe.task()
-    if model is not None:
-        load_encoder(task.model, model)
+    load_encoder(task.model, model)
     train_task(task)
     with fast_autocast():
         return recipe.evaluate(task.model, n_test)["accuracy"]["value"]
@@ -84,13 +85,21 @@ def random_start(recipe: MAERecipe) -> MAE:
     return recipe.build().eval()
 
 
-def shipped(way: str, seed: int) -> dict[str, float]:
-    """Accuracy with the encoder of the checkpoint, and with a random start."""
-    recipe, model = replace(RECIPE, seed=seed), MAE.from_pretrained(checkpoint("mae-cifar10"))
-    if way == "probe":
-        return {"pre-trained": probe(recipe, model), "random": probe(recipe, random_start(recipe))}
-    tuned = replace(TUNED, seed=seed)
-    return {"pre-trained": finetune(tuned, model), "random": finetune(tuned, None)}
+def shipped() -> MAE:
+    """The checkpoint."""
+    return MAE.from_pretrained(checkpoint("mae-cifar10"))
+
+
+def shipped_probe(seed: int) -> dict[str, float]:
+    """Probe accuracy of the shipped encoder, and of one with random weights."""
+    recipe = replace(RECIPE, seed=seed)
+    return {"pre-trained": probe(recipe, shipped()), "random": probe(recipe, random_start(recipe))}
+
+
+def shipped_finetune(seed: int) -> dict[str, float]:
+    """Accuracy after fine-tuning from the shipped encoder, and from one with random weights."""
+    tuned, start = replace(TUNED, seed=seed), random_start(replace(RECIPE, seed=seed))
+    return {"pre-trained": finetune(tuned, shipped()), "random": finetune(tuned, start)}
 
 
 def about() -> dict[str, Any]:
@@ -101,7 +110,8 @@ def about() -> dict[str, Any]:
 
 def experiment() -> None:
     """Run what mae.json does not hold yet."""
-    runs = {f"shipped {way} {seed}": partial(shipped, way, seed) for way in ("probe", "finetune") for seed in SEEDS}
+    runs = {f"shipped probe {seed}": partial(shipped_probe, seed) for seed in SEEDS}
+    runs |= {f"shipped finetune {seed}": partial(shipped_finetune, seed) for seed in SEEDS}
     runs |= {f"{ratio} {seed}": partial(at_ratio, ratio, seed) for seed in SEEDS for ratio in (*RATIOS, None)}
     run_missing(RESULTS, runs, recipe=about())
 

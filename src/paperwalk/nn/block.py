@@ -14,6 +14,11 @@ from paperwalk.nn.attention import KeyValueCache, MultiHeadAttention
 from paperwalk.nn.mlp import MLP
 
 
+def block_flops(t: int, d: int, f: int) -> int:
+    """FLOPs of a block on t tokens of width d, with f hidden units: matrix products only, a multiply-add as two."""
+    return 8 * t * d**2 + 4 * t**2 * d + 4 * t * d * f
+
+
 class TransformerBlock(nn.Module):
     """Self-attention, then an MLP, each with a residual connection and a layer norm.
 

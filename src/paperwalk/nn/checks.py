@@ -1,4 +1,4 @@
-"""What every configuration checks about its sizes and choices, and every model about its tokens."""
+"""What every configuration checks about its sizes and choices, and every model about its images or tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,6 +26,16 @@ def check_choice(config: Any, name: str, allowed: Sequence[str]) -> None:
     """Raise a ValueError unless the field is one of the values allowed."""
     if getattr(config, name) not in allowed:
         raise ValueError(f"{name}={getattr(config, name)!r}, expected one of {', '.join(map(repr, allowed))}")
+
+
+def check_images(images: Tensor, channels: int, side: int) -> None:
+    """Raise a ValueError unless `images` are a batch (b, channels, side, side) of floating-point numbers, b >= 1."""
+    if images.ndim != 4 or tuple(images.shape[1:]) != (channels, side, side) or len(images) == 0:
+        raise ValueError(
+            f"images have shape {tuple(images.shape)}, expected (b, {channels}, {side}, {side}) with b >= 1"
+        )
+    if not images.is_floating_point():
+        raise ValueError(f"images have dtype {images.dtype}, expected floating point: scale and normalise them")
 
 
 def check_tokens(name: str, tokens: Tensor, vocab_size: int, most: int) -> None:

@@ -111,7 +111,7 @@ def from_transformers(values: Mapping[str, Any], tensors: Tensors) -> tuple[dict
         raise ValueError(f"the checkpoint has num_channels={image['num_channels']}, expected 3")
     sizes = published_sizes(image, _IMAGE_FIELDS, "clip") | published_sizes(text, _TEXT_FIELDS, "clip")
     # Files from before 2023 say 2, which is no end of text; they mean the largest integer.
-    sizes["eot_id"] = text["vocab_size"] - 1 if text["eos_token_id"] == 2 else text["eos_token_id"]
+    sizes["eot"] = None if text["eos_token_id"] in (2, text["vocab_size"] - 1) else text["eos_token_id"]
     return sizes | {"d_embed": values.get("projection_dim", 512)}, our_names(tensors, TRANSFORMERS)
 
 

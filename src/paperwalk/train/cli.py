@@ -196,7 +196,8 @@ def info(arguments: Sequence[str]) -> None:
     if arguments and arguments[0] in PAPERS:
         recipe, rest = chosen(arguments[0], arguments[1:])
     else:
-        _, recipe, rest = trained(arguments)
+        folder, recipe, rest = trained(arguments)
+        recipe = dataclasses.replace(recipe, model=recipe.load(folder).config)
     if rest:
         raise UsageError(f"info takes nothing like {rest[0]}; expected PAPER [--preset NAME] or FOLDER")
     print(describe(recipe))
@@ -261,8 +262,9 @@ def trained(arguments: Sequence[str]) -> tuple[Path, Any, list[str]]:
 
 
 def command_line(command: str, arguments: Sequence[str]) -> str:
-    """What to type for the whole of it: a resumed training is the training."""
-    return shlex.join(["paperwalk", command, *(each for each in arguments if each != "--resume")])
+    """What to type for the whole of it: a resumed training is the training, wherever it is written to."""
+    _, rest = take(arguments, "output")
+    return shlex.join(["paperwalk", command, *(each for each in rest if each not in ("--resume", "--overwrite"))])
 
 
 def show(metrics: dict[str, Any]) -> None:

@@ -5,7 +5,7 @@ import copy
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
@@ -90,6 +90,7 @@ class Run:
 
     def __init__(self, task: Task, recipe: Recipe, options: Options, folder: Path):
         from accelerate import Accelerator
+        from accelerate.utils import broadcast_object_list
 
         if options.wandb and find_spec("wandb") is None:
             raise ValueError("wandb is not installed: pip install wandb, or leave --wandb out")
@@ -97,7 +98,6 @@ class Run:
             raise ValueError(
                 f"accumulate is {options.accumulate}, expected 1: this loss compares a whole batch at once"
             )
-        self.task, self.recipe, self.options, self.folder = task, recipe, options, folder
         self.accelerator = Accelerator(
             # Said outright: several processes on processors alone are not found out otherwise.
             cpu=not torch.accelerator.is_available(),
@@ -106,12 +106,16 @@ class Run:
             log_with=["tensorboard"] + ["wandb"] * options.wandb,
             project_dir=folder,
         )
+        # Each process may have measured another one.
+        (precision,) = broadcast_object_list([options.precision])
+        self.task, self.recipe, self.folder = task, recipe, folder
+        self.options = replace(options, precision=precision)
         self.losses: list[float] = []
         self.seconds = self.cpu_seconds = self.waited = 0.0
         self.average = copy.deepcopy(task.model).requires_grad_(False) if recipe.ema else None
         if self.average is not None:
             self.average.to(self.accelerator.device)
-        module = _Loss(task, options.precision)
+        module = _Loss(task, precision)
         self.module = self.accelerator.prepare(torch.compile(module) if options.compile else module)
         if self.accelerator.num_processes > 1:
             # The weights are drawn; from here on each process drops other units.
@@ -254,7 +258,10 @@ class _Batches:
             self.worker.shutdown(cancel_futures=True)
 
     def _make(self, step: int, i: int) -> Batch:
-        return self.run.task.batch(step, self.first + i, self.parts)
+        made = self.run.task.batch(step, self.first + i, self.parts)
+        if len(made[0]) == 0:
+            raise ValueError(f"the batch of step {step} has fewer examples than the {self.parts} parts it is cut into")
+        return made
 
     def take(self, step: int, i: int) -> Batch:
         start = time.perf_counter()

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,18 @@ def check_folder(recipe: Recipe, options: Options) -> tuple[Path, Options]:
     return folder, dataclasses.replace(options, precision=about["precision"])
 
 
-def train_only(recipe: Recipe, options: Options) -> Run:
+def check_evaluation(recipe: Recipe, run: Run) -> None:
+    """Evaluate on next to nothing before the training: what would fail after hours fails now."""
+    if run.accelerator.is_main_process:
+        with torch.random.fork_rng():
+            recipe.evaluate(run.model, 1)
+
+
+def train_only(recipe: Recipe, options: Options, before: Callable[[Recipe, Run], None] = lambda *_: None) -> Run:
     """Train, and return the finished run; nothing is evaluated or written but its states.
+
+    Args:
+        before: called before the first step.
 
     Raises:
         ValueError: bad data, or a folder that does not fit.
@@ -120,17 +130,22 @@ def train_only(recipe: Recipe, options: Options) -> Run:
     folder, options = check_folder(recipe, options)
     torch.manual_seed(recipe.seed)
     run = Run(recipe.task(), recipe, options, folder)
+    data = recipe.data_sha256()
     # Nobody writes before everybody has looked.
     run.accelerator.wait_for_everyone()
     if options.resume:
+        changed = differences(read_json(folder / "run.json", "data")["data"], data)
+        if changed:
+            raise ValueError(f"{folder} was begun with other data: {'; '.join(changed)}")
         run.resume()
     elif run.accelerator.is_main_process:
         if options.overwrite and folder.exists():
             shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "run.json", {"recipe": as_json(recipe), "precision": options.precision})
+        write_json(folder / "run.json", {"recipe": as_json(recipe), "precision": run.options.precision, "data": data})
     run.accelerator.wait_for_everyone()
     run.accelerator.init_trackers("paperwalk", config=flat(as_json(recipe)))
+    before(recipe, run)
     run.train()
     return run
 
@@ -144,7 +159,7 @@ def train(recipe: Recipe, options: Options, command: str) -> Path:
     Raises:
         ValueError, FloatingPointError, Interrupted: as `train_only`.
     """
-    run = train_only(recipe, options)
+    run = train_only(recipe, options, check_evaluation)
     main = run.accelerator.is_main_process
     # The others do not wait: an evaluation may take longer than a barrier allows.
     run.accelerator.end_training()
@@ -159,6 +174,8 @@ def finish(recipe: Recipe, run: Run, command: str) -> None:
     card = {
         "recipe": as_json(recipe),
         "precision": run.options.precision,
+        "processes": run.accelerator.num_processes,
+        "accumulate": run.options.accumulate,
         **provenance(command, seed=recipe.seed, data=recipe.data_sha256()),
         "seconds": round(run.seconds),
         "cpu_seconds": round(run.cpu_seconds),

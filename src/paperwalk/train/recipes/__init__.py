@@ -6,7 +6,13 @@ from importlib import import_module
 
 from paperwalk.train.task import Recipe
 
-PAPERS = {"vit": "ViTRecipe", "gpt": "GPTRecipe", "transformer": "TransformerRecipe", "mae": "MAERecipe"}
+PAPERS = {
+    "vit": "ViTRecipe",
+    "gpt": "GPTRecipe",
+    "transformer": "TransformerRecipe",
+    "mae": "MAERecipe",
+    "clip": "CLIPRecipe",
+}
 
 
 def recipe_class(paper: str) -> type[Recipe]:

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from paperwalk.data import load, to_float
-from paperwalk.data.folder import FolderSplit, read_folder, read_images
+from paperwalk.data.folder import FolderSplit, folder_sha256, read_folder, read_images
 from paperwalk.data.table import RECIPES as DATASETS
 
 NAMES = ("mnist", "mnist-5k", "cifar10")
@@ -52,8 +52,8 @@ def read_splits(data: str, model: Any) -> tuple[Images, Images]:
 
 
 def data_sha256(data: str) -> dict[str, str]:
-    """Name of the data → SHA-256 of its content; a folder has none."""
-    return {data: DATASETS[data].sha256} if data in NAMES else {}
+    """Name of the data → SHA-256 of its content; of a folder, of the names and sizes of its files."""
+    return {data: DATASETS[data].sha256 if data in NAMES else folder_sha256(data)}
 
 
 def normalise(pixels: UInt8[Tensor, "*b c h w"]) -> Float[Tensor, "*b c h w"]:

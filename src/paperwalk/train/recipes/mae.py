@@ -68,7 +68,7 @@ class MAERecipe(Recipe):
             "cifar10-cpu": cls(epochs=24.0),
             # One pass, for trying out.
             "cifar10-mini": cls(model=cls.PRESETS["mini-32"], epochs=1.0, lr=2e-3),
-            # Table 8 and Section 4: ViT-L, 800 passes, 40 of them warm-up.
+            # Table 8, and "w/ norm" of Table 1d: ViT-L, 800 passes, 40 of them warm-up.
             "paper": cls(
                 data="imagenet",
                 model=cls.PRESETS["large-16"],
@@ -88,7 +88,7 @@ class MAERecipe(Recipe):
         return read_splits(self.data, self.model)
 
     def data_sha256(self) -> dict[str, str]:
-        """Name of the data → SHA-256 of its content; a folder has none."""
+        """As `images.data_sha256`."""
         return data_sha256(self.data)
 
     def build(self) -> MAE:

@@ -77,7 +77,7 @@ class ViTRecipe(Recipe):
         return {
             "cifar10-cpu": cls(epochs=30.0, batch_size=128, lr=1e-3),
             # A tenth of the labels; with `start` it is fine-tuning, without it the comparison from scratch.
-            "cifar10-finetune": cls(labels=5_000, smoothing=0.0),
+            "cifar10-finetune": cls(labels=5_000, epochs=5.0, smoothing=0.0),
             "mnist-cpu": cls(
                 data="mnist",
                 model=cls.PRESETS["tiny-28"],
@@ -111,7 +111,7 @@ class ViTRecipe(Recipe):
         return read_splits(self.data, self.model)
 
     def data_sha256(self) -> dict[str, str]:
-        """Name of the data, and of the weights begun with → SHA-256 of their content; a folder of images has none."""
+        """As `images.data_sha256`; and of the weights begun with."""
         start = {} if self.start is None else {self.start: file_sha256(Path(self.start) / "model.safetensors")}
         return data_sha256(self.data) | start
 
