@@ -464,3 +464,10 @@ def test_a_scale_that_belongs_to_nothing_is_named(tmp_path, randomise):
     save_file(tensors | {"head.weight.int8_scale": torch.ones(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"head\.weight has dtype torch\.int8"):
         ViT.from_pretrained(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_torchscript_program_is_named(tmp_path):
+    torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)).save(str(tmp_path / "model.pt"))
+    with pytest.raises(ValueError, match=r"is a TorchScript program, expected tensors: save torch\.jit\.load"):
+        checkpoints.read(tmp_path / "model.pt")

@@ -162,7 +162,8 @@ def serve(monkeypatch, path: Path) -> None:
 
 
 def test_names_and_unknown_name():
-    assert data.names() == ("mnist", "mnist-5k", "cifar10", "moby-dick", "gpt2-vocabulary", "clip-vocabulary", "emoji")
+    images, texts = ("mnist", "mnist-5k", "cifar10"), ("moby-dick", "gpt2-vocabulary", "clip-vocabulary")
+    assert data.names() == (*images, *texts, "emoji", "fashion-mnist")
     with pytest.raises(ValueError, match="unknown dataset 'mnits', did you mean 'mnist'") as error:
         data.load("mnits")
     assert "mnist, mnist-5k, cifar10, moby-dick, gpt2-vocabulary" in str(error.value)

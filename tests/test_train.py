@@ -520,7 +520,7 @@ def test_more_parts_than_examples_are_refused(tmp_path):
 def test_an_evaluation_that_fails_does_so_before_the_training(tmp_path, monkeypatch):
     def evaluate(self, model, limit=None):
         torch.rand(3)
-        if limit == 1:
+        if limit == 2:
             raise ValueError("the held-out text is too short")
 
     monkeypatch.setattr(runs, "recipe_class", lambda paper: Sum)

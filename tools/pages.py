@@ -50,6 +50,15 @@ CLAIMS = {
         "6 blocks of 384, characters, Moby Dick",
         "Nats a character and perplexity a word cannot be compared; a novel is 30,000 times less text than WebText.",
     ),
+    "mae-cifar10": Claim(
+        "[MAE](chapters/mae.md)",
+        "painting hidden patches teaches an encoder to see, without labels",
+        "ViT-L, ImageNet: linear probe 73.5 % (Table 1)",
+        "linear probe accuracy",
+        "a share; the loss, of the variance of each patch",
+        "encoder 6 x 192, decoder 2 x 96, CIFAR-10",
+        "Another data set, a hundred times fewer parameters, 24 passes instead of 800. A random encoder reaches 0.43: see the chapter.",
+    ),
     "transformer-cmudict": Claim(
         "[Transformer](chapters/transformer.md)",
         "attention alone is enough to turn one sequence into another",
@@ -58,6 +67,24 @@ CLAIMS = {
         "a share",
         "4 + 4 layers of 128, spelling to pronunciation",
         "Another task, which fits two cores: error rates of phonemes and words instead of BLEU.",
+    ),
+    "clip-emoji": Claim(
+        "[CLIP](chapters/clip.md)",
+        "captions are enough to learn to name things that were never labelled",
+        "ViT-L/14 at 336 pixels, ImageNet without its labels: accuracy 76.2 % (Table 1)",
+        "recall at 5, google, image to text",
+        "a share",
+        "4 + 2 layers of 128, 1,218 families of emoji by two artists; asked about 200 others, chance is 0.025",
+        "2,844 pictures instead of 400 million, 32 pixels wide; words that no training caption has mean nothing to it.",
+    ),
+    "clip-emoji-google": Claim(
+        "[CLIP](chapters/clip.md)",
+        "what is learned from captions holds for another style of picture",
+        "ViT-L/14 at 336 pixels, ImageNet Sketch without its labels: accuracy 60.2 % (Figure 13)",
+        "recall at 5, twitter, image to text",
+        "a share",
+        "the same, on the pictures of one artist, Google's; Twitter's were never trained on",
+        "Half of the pictures, fewer steps; and all that it knows of style is one artist's.",
     ),
 }
 
@@ -126,6 +153,8 @@ accelerate launch --multi_gpu --num_machines 4 --num_processes 32 --machine_rank
 `--batch-size` is that of all processes together, so that the curve does not depend on how many there are; each takes its
 part of a batch that is drawn from the seed and the number of the step alone. When a part does not fit into memory,
 `--accumulate 4` cuts it into four. The tests hold both: two processes, or several parts, give the curve of one to 1e-5.
+CLIP compares each picture of a batch with each caption, so its batch cannot be cut into parts that come one after another:
+its processes exchange their features, and `--accumulate` is refused.
 
 A run is a folder: `run.json`, `states/` (the last two, each written whole or not at all), events for TensorBoard, and at
 the end the model, `card.json` and `loss.png`. Kill it whenever you like.

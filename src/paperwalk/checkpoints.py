@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 Tensors = dict[str, Tensor]
 SCALE = ".int8_scale"
-WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+# Those of ours and of transformers, then those of diffusers.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+)
 
 
 def read(source: str | Path) -> tuple[dict[str, Any], Tensors]:
@@ -60,11 +66,14 @@ def _download(source: str) -> Path:
 
     try:
         config = hf_hub_download(source, "config.json")
-        try:
-            hf_hub_download(source, WEIGHT_FILES[0])
-        except EntryNotFoundError:
-            # Older models have the other file only; fetching both would double the download of the rest.
-            hf_hub_download(source, WEIGHT_FILES[1])
+        for name in WEIGHT_FILES:
+            try:
+                # One is enough: fetching all would double the download.
+                hf_hub_download(source, name)
+                break
+            except EntryNotFoundError:
+                if name == WEIGHT_FILES[-1]:
+                    raise
         return Path(config).parent
     except (OSError, ValueError, EntryNotFoundError, HfHubHTTPError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -86,6 +95,10 @@ def _read_tensors(path: Path) -> Tensors:
     except (OSError, MemoryError):
         raise
     except Exception as error:
+        if "TorchScript" in str(error):
+            raise ValueError(
+                f"{path} is a TorchScript program, expected tensors: save torch.jit.load({path.name!r}).state_dict()"
+            ) from None
         # On a damaged file torch's loader fails with whatever it stumbles over: IndexError, struct.error, …
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{path} is truncated or damaged: {reason[0]}") from None
@@ -200,7 +213,8 @@ def config_from(config_class: type, values: Mapping[str, Any], architecture: str
     """
     if values.get("paperwalk") != architecture:
         raise ValueError(f"the checkpoint holds a {values.get('paperwalk')!r}, expected {architecture!r}")
-    given = {name: value for name, value in values.items() if name != "paperwalk"}
+    # JSON has lists only, a configuration has tuples.
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k != "paperwalk"}
     expected = {field.name for field in dataclasses.fields(config_class)}
     if set(given) != expected:
         raise ValueError(

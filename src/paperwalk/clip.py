@@ -19,8 +19,8 @@ Differs from the paper:
   ceiling is taken back. The official code, made for inference, has no clip.
 - The text is read off at the first token that is `eot_id`. The official code takes the largest integer, which is the
   same until someone adds tokens to the vocabulary.
-- The official code draws the text tower's blocks with scales that depend on width and depth, and leaves those of the
-  image tower at torch's defaults ("a slightly different initialization scheme"); here both have the text tower's.
+- The weights of both towers' blocks are drawn as the official code draws the text's, with scales by width and depth,
+  and their biases are 0; there the image blocks, and all biases of the MLPs, stay at torch's defaults.
 - No bias in the patch embedding and in both projections, as in the official code.
 - All weights are in single precision; the official code has half precision, and norms computed in single.
 """
@@ -99,17 +99,17 @@ class CLIPConfig:
 
     @classmethod
     def vit_b_32(cls, **changes: Any) -> "CLIPConfig":
-        """ViT-B/32: 151,277,313 parameters (Table 20)."""
+        """ViT-B/32 (sizes of Table 20): 151,277,313 parameters."""
         return cls(**changes)
 
     @classmethod
     def vit_b_16(cls, **changes: Any) -> "CLIPConfig":
-        """ViT-B/16: 149,620,737 parameters, on four times as many patches (Table 20)."""
+        """ViT-B/16 (sizes of Table 20): 149,620,737 parameters, on four times as many patches."""
         return cls(**{"patch_size": 16} | changes)
 
     @classmethod
     def vit_l_14(cls, **changes: Any) -> "CLIPConfig":
-        """ViT-L/14: 427,616,513 parameters (Table 20)."""
+        """ViT-L/14 (sizes of Table 20): 427,616,513 parameters."""
         image = {"patch_size": 14, "d_image": 1024, "n_image_layers": 24, "n_image_heads": 16, "d_image_mlp": 4096}
         text = {"d_text": 768, "n_text_heads": 12, "d_text_mlp": 3072, "d_embed": 768}
         return cls(**image | text | changes)

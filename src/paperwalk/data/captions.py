@@ -119,7 +119,7 @@ def full_caption(phrases: Phrases) -> str:
 def sample_caption(phrases: Phrases, rng: random.Random, keep: float) -> str:
     """A caption to train on: each phrase but the name with probability `keep`, in any order, and mostly the name.
 
-    No two passes see the same caption, so that words are learned rather than captions.
+    Captions seldom repeat, so that words are learned rather than captions.
     """
     name, *others = phrases
     words = [phrase for phrase in others if rng.random() < keep]

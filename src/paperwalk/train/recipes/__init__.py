@@ -12,6 +12,7 @@ PAPERS = {
     "transformer": "TransformerRecipe",
     "mae": "MAERecipe",
     "clip": "CLIPRecipe",
+    "ddpm": "DDPMRecipe",
 }
 
 

@@ -106,7 +106,7 @@ class CLIPRecipe(Recipe):
         return {
             "emoji-cpu": cls(),
             "emoji-google-cpu": cls(artist="google", steps=1_200),
-            # Tables 18 and 20, ViT-B/32: 32 passes over 400 million pairs, 2,000 steps of warm-up.
+            # Tables 18 and 20, ViT-B/32: as many pairs as 32 passes over 400 million, 2,000 steps of warm-up.
             "paper": cls(
                 data="pairs.tsv",
                 vocabulary="published",
@@ -161,7 +161,7 @@ class CLIPRecipe(Recipe):
     ) -> tuple[Float[Tensor, "b 3 h w"], Int64[Tensor, "b t"], list[int]]:
         """The pictures, captions and subjects of a part of a step's batch.
 
-        No two of the batch are of one group: a wrong caption in it is really wrong.
+        No two of the batch are of one group: a wrong caption in it is nearly always really wrong.
 
         Raises:
             ValueError: the parts would not be of one size.

@@ -1,0 +1,127 @@
+"""The recipe of the diffusion model: what it trains on, what it measures, what it draws."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from paperwalk.ddpm import GaussianDiffusion, linear_schedule
+from paperwalk.train import cli
+from paperwalk.train.recipes.ddpm import DDPMRecipe, estimated_bits
+from paperwalk.unet import UNet, UNetConfig
+
+TINY = UNetConfig.mnist(d_model=8, multipliers=(1, 1), n_blocks=1, n_groups=2, attention_sizes=())
+QUICK = DDPMRecipe(data="mnist-5k", model=TINY, steps=3, batch_size=12, n_steps=20, sample_steps=4, samples=8)
+
+
+def test_a_batch_is_cut_into_its_parts():
+    task = QUICK.task()
+    whole = task.batch(1, 0, 1)
+    parts = [task.batch(1, i, 5) for i in range(5)]
+    assert all(
+        torch.equal(each, torch.cat(pieces)) for each, pieces in zip(whole, zip(*parts, strict=True), strict=True)
+    )
+    images, t, epsilon = whole
+    assert images.shape == epsilon.shape == (12, 1, 28, 28)
+    assert (images.min(), images.max()) == (-1, 1)
+    assert 1 <= t.min() <= t.max() <= 20
+    assert not torch.equal(task.batch(2, 0, 1)[2], epsilon)
+
+
+def test_times_are_drawn_evenly_from_the_first_to_the_last():
+    task = replace(QUICK, batch_size=2_000).task()
+    t = torch.cat([task.batch(step, 0, 1)[1] for step in range(5)])
+    shares = torch.bincount(t, minlength=21)[1:] / len(t)
+    assert shares.min() > 0.04
+    assert shares.max() < 0.06
+
+
+@pytest.mark.parametrize(("objective", "predict"), [("simple", "epsilon"), ("simple", "mean"), ("bound", "epsilon")])
+def test_the_loss_is_that_of_the_process(objective, predict, randomise):
+    recipe = replace(QUICK, objective=objective, predict=predict)
+    task, diffusion = recipe.task(), recipe.diffusion()
+    model, batch = randomise(task.model), task.batch(0, 0, 1)
+    measure = diffusion.loss if objective == "simple" else diffusion.bound_term
+    mean, n = task.loss(model, batch)
+    assert n == 12
+    assert mean.item() == pytest.approx(measure(model, *batch).mean().item())
+
+
+def test_half_of_the_images_are_mirrored():
+    plain, flipped = QUICK.task().batch(0, 0, 1)[0], replace(QUICK, flip=True).task().batch(0, 0, 1)[0]
+    same = [torch.equal(a, b) for a, b in zip(plain, flipped, strict=True)]
+    mirrored = [torch.equal(a, b.flip(-1)) for a, b in zip(plain, flipped, strict=True)]
+    assert all(a or b for a, b in zip(same, mirrored, strict=True))
+    assert 0 < sum(mirrored) < 12
+
+
+def test_the_paper_s_learning_rate_stays():
+    rate = DDPMRecipe.named()["paper"].schedule(800_000)
+    assert rate(0) == pytest.approx(2e-4 / 5_000)
+    assert rate(4_999) == rate(799_999) == pytest.approx(2e-4)
+    assert QUICK.schedule(100)(99) < 0.01 * QUICK.lr
+
+
+def test_the_bound_is_estimated_without_bias(randomise):
+    diffusion = GaussianDiffusion(linear_schedule(200, 1e-3, 0.1))
+    model = randomise(UNet(TINY), 0.05).eval()
+    x_0 = (torch.randn(200, 1, 4, 4) * 0.3).clamp(-1, 1)
+    whole = diffusion.bits_per_dim(model, x_0[:40], torch.Generator().manual_seed(0)).sum(dim=1).mean().item()
+    found = estimated_bits(diffusion, model, x_0[:40].repeat(10, 1, 1, 1))
+    spread = found.std().item() / math.sqrt(len(found))
+    assert found.mean().item() == pytest.approx(whole, abs=4 * spread)
+    short = GaussianDiffusion(linear_schedule(2))
+    assert estimated_bits(short, model, x_0[:2]).isfinite().all()
+
+
+def test_the_command_trains_measures_and_draws(tmp_path, capsys):
+    arguments = ["train", "ddpm", "--data", "mnist-5k", "--steps", "3", "--batch-size", "4", "--precision", "fp32"]
+    arguments += ["--model.d-model", "8", "--model.multipliers", "1", "1", "--model.n-blocks", "1"]
+    arguments += ["--model.attention-sizes", "14", "--model.n-groups", "2", "--n-steps", "4", "--sample-steps", "2"]
+    assert cli.main([*arguments, "--samples", "4", "--output", str(tmp_path / "run")]) == 0
+    card = json.loads((tmp_path / "run" / "card.json").read_text())
+    assert {"loss", "bits per dimension"} <= card["metrics"].keys()
+    assert card["metrics"].keys() == card["quick"]["metrics"].keys()
+    if "sure" in card["metrics"]:
+        assert card["metrics"]["sure"]["n"] == 4
+        assert card["metrics"]["real: sure"]["value"] > 0.9
+    capsys.readouterr()
+    picture = tmp_path / "drawn.png"
+    sample = ["sample", str(tmp_path / "run"), "--n", "5", "--columns", "3", "--output", str(picture)]
+    assert cli.main([*sample, "--steps", "2"]) == 0
+    assert f"5 images in {picture}" in capsys.readouterr().out
+    from PIL import Image
+
+    with Image.open(picture) as image:
+        assert image.size == (3 * 56, 2 * 56)
+    assert cli.main([*sample, "--steps", "5"]) == 2
+    assert "steps is 5, expected 1 to 4" in capsys.readouterr().err
+    assert cli.main([*sample, "--columns", "0"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": "imagenet"}, "unknown data 'imagenet', expected one of mnist, mnist-5k, fashion-mnist, cifar10"),
+        ({"sample_steps": 1_001}, "sample_steps is 1001, expected 1 to n_steps, 1000"),
+        ({"samples": 1}, "samples is 1, expected at least 2"),
+        ({"ema": 1.0}, "ema is 1.0"),
+    ],
+)
+def test_bad_fields_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        DDPMRecipe(**changes)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (UNetConfig.mnist(image_size=32), "model.image_size is 32, expected 28: that of mnist-5k"),
+        (UNetConfig.mnist(in_channels=3), "model.in_channels is 3, expected 1"),
+    ],
+)
+def test_sizes_that_are_not_the_data_s_are_named(model, message):
+    with pytest.raises(ValueError, match=message):
+        DDPMRecipe(data="mnist-5k", model=model).task()
