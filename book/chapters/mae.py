@@ -898,7 +898,7 @@ for axis, (way, rows) in zip(axes, table.items(), strict=True):
     axis.set(
         title=titles[way], xlabel="mask ratio, %", ylabel="CIFAR-10 accuracy, %"
     )
-axes[1].legend(loc="center right")
+axes[0].legend(loc="center left")
 plt.show()
 
 # %% [markdown]
