@@ -6,16 +6,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from paperwalk.train import runs
+from paperwalk.train import progress, runs
 from paperwalk.train.engine import Interrupted, Options, Run
 from paperwalk.train.precision import fast_precision
 from paperwalk.train.provenance import commit, provenance, thinned
@@ -395,18 +395,20 @@ def test_a_damaged_run_file_is_named(content, tmp_path):
 
 
 def test_a_second_signal_at_once_is_one(monkeypatch):
-    from paperwalk.train.progress import stop_signals
-
-    with stop_signals() as received:
+    # A shell may have started the tests with Ctrl-C ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    now = 100.0
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: now))
+    with progress.stop_signals() as received:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)
     assert received == [signal.SIGINT, signal.SIGINT]
-    later = time.monotonic() + 2
-    with stop_signals():
+    with progress.stop_signals():
         os.kill(os.getpid(), signal.SIGINT)
-        monkeypatch.setattr("paperwalk.train.progress.time.monotonic", lambda: later)
+        now = 101.5
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
 
 
 def test_two_processes_stop_after_the_same_step(tmp_path, short_text):
