@@ -75,7 +75,7 @@ CLAIMS = {
         "recall at 5, google, image to text",
         "a share",
         "4 + 2 layers of 128, 1,218 families of emoji by two artists; asked about 200 others, chance is 0.025",
-        "2,844 pictures instead of 400 million, 32 pixels wide; words that no training caption has mean nothing to it.",
+        "2,844 pictures instead of 400 million, 32 pixels wide; a word that no training caption has means what its pieces mean.",
     ),
     "clip-emoji-google": Claim(
         "[CLIP](chapters/clip.md)",

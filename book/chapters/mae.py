@@ -77,11 +77,10 @@ ladder = Ladder()
 #
 # (eq-mae-1)=
 # $$
-# \boldsymbol{\pi} = \operatorname{argsort}(\boldsymbol{\varepsilon}),\quad \varepsilon_i \sim \mathcal{U}(0, 1),
-# \qquad
-# \text{visible: } \pi_1, \ldots, \pi_u,
-# \qquad
-# u = \lfloor N (1 - r) \rfloor
+# \begin{aligned}
+# \boldsymbol{\pi} &= \operatorname{argsort}(\boldsymbol{\varepsilon}), & \varepsilon_i &\sim \mathcal{U}(0, 1), \\
+# \text{visible} &: \pi_1, \ldots, \pi_u, & u &= \lfloor N (1 - r) \rfloor
+# \end{aligned}
 # \tag{1}
 # $$
 #
@@ -205,9 +204,10 @@ glue(
 #
 # (eq-mae-3)=
 # $$
-# \mathbf{p}(y, x) = [\sin(x \boldsymbol{\omega});\ \cos(x \boldsymbol{\omega});\ \sin(y \boldsymbol{\omega});\ \cos(y \boldsymbol{\omega})],
-# \qquad
-# \omega_k = 10000^{-k / (d/4)},\quad k = 0, \ldots, d/4 - 1
+# \begin{aligned}
+# \mathbf{p}(y, x) &= [\sin(x \boldsymbol{\omega});\ \cos(x \boldsymbol{\omega});\ \sin(y \boldsymbol{\omega});\ \cos(y \boldsymbol{\omega})], \\
+# \omega_k &= 10000^{-k / (d/4)},\quad k = 0, \ldots, d/4 - 1
+# \end{aligned}
 # \tag{3}
 # $$
 #
@@ -269,10 +269,11 @@ bar = figure.colorbar(shade, ax=axes, label="similarity")
 #
 # (eq-mae-4)=
 # $$
-# \mathbf{z}_0 = [\mathbf{x}_\text{class};\ \mathbf{x}_p^{\pi_1} \mathbf{E} + \mathbf{b} + \mathbf{p}_{\pi_1};\ \cdots;\
-# \mathbf{x}_p^{\pi_u} \mathbf{E} + \mathbf{b} + \mathbf{p}_{\pi_u}],
-# \qquad
-# \mathbf{z} = \operatorname{LN}(\operatorname{blocks}(\mathbf{z}_0))
+# \begin{aligned}
+# \mathbf{z}_0 &= [\mathbf{x}_\text{class};\ \mathbf{x}_p^{\pi_1} \mathbf{E} + \mathbf{b} + \mathbf{p}_{\pi_1};\ \cdots;\
+# \mathbf{x}_p^{\pi_u} \mathbf{E} + \mathbf{b} + \mathbf{p}_{\pi_u}], \\
+# \mathbf{z} &= \operatorname{LN}(\operatorname{blocks}(\mathbf{z}_0))
+# \end{aligned}
 # \tag{4}
 # $$
 #
