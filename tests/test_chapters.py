@@ -81,3 +81,9 @@ def test_equations_named_in_code_exist(path):
     text = path.read_text(encoding="utf-8")
     named = set(re.findall(r"\((eq-[\w-]+)\)", " ".join(cell.source for cell in code_cells(path))))
     assert named <= set(re.findall(r"^\((eq-[\w-]+)\)=$", text, re.MULTILINE))
+
+
+def test_tagged_equations_are_one_line(path):
+    # Sphinx wraps what holds a \\ in a split environment, in which MathJax allows no \tag: \cr breaks lines there.
+    blocks = re.findall(r"^\$\$$(.*?)^\$\$$", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    assert [block for block in blocks if "\\\\" in block and "\\tag" in block] == []

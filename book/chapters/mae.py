@@ -77,14 +77,13 @@ ladder = Ladder()
 #
 # (eq-mae-1)=
 # $$
-# \begin{aligned}
-# \boldsymbol{\pi} &= \operatorname{argsort}(\boldsymbol{\varepsilon}), & \varepsilon_i &\sim \mathcal{U}(0, 1), \\
-# \text{visible} &: \pi_1, \ldots, \pi_u, & u &= \lfloor N (1 - r) \rfloor
-# \end{aligned}
+# \boldsymbol{\pi} = \operatorname{argsort}(\boldsymbol{\varepsilon}),\quad \varepsilon_i \sim \mathcal{U}(0, 1),
+# \qquad
+# u = \lfloor N (1 - r) \rfloor
 # \tag{1}
 # $$
 #
-# $r$ is the {term}`mask ratio`, $\boldsymbol{\pi}$ the shuffled list of patch numbers. To put things back later we need its inverse: for each patch, its place in the list. The order
+# $r$ is the {term}`mask ratio`, $\boldsymbol{\pi}$ the shuffled list of patch numbers; the patches $\pi_1, \ldots, \pi_u$ stay visible. To put things back later we need its inverse: for each patch, its place in the list. The order
 # that sorts a permutation is its inverse:
 #
 # (eq-mae-2)=
@@ -204,12 +203,11 @@ glue(
 #
 # (eq-mae-3)=
 # $$
-# \begin{aligned}
-# \mathbf{p}(y, x) &= [\sin(x \boldsymbol{\omega});\ \cos(x \boldsymbol{\omega});\ \sin(y \boldsymbol{\omega});\ \cos(y \boldsymbol{\omega})], \\
-# \omega_k &= 10000^{-k / (d/4)},\quad k = 0, \ldots, d/4 - 1
-# \end{aligned}
+# \mathbf{p}(y, x) = [\sin(x \boldsymbol{\omega});\ \cos(x \boldsymbol{\omega});\ \sin(y \boldsymbol{\omega});\ \cos(y \boldsymbol{\omega})]
 # \tag{3}
 # $$
+#
+# with $\omega_k = 10000^{-k / (d/4)}$ for $k = 0, \ldots, d/4 - 1$.
 #
 # That the column comes first is a slip of the official code, whose variables have rows and columns swapped; published weights rely on it, so everyone keeps it. The class token
 # gets zeros. We write $\mathbf{p}_i$ for the position of patch $i$, counted row by row, and $\mathbf{p}_0 = \mathbf{0}$ for the class token's; $d$ is the ViT chapter's $D$.
@@ -269,13 +267,12 @@ bar = figure.colorbar(shade, ax=axes, label="similarity")
 #
 # (eq-mae-4)=
 # $$
-# \begin{aligned}
-# \mathbf{z}_0 &= [\mathbf{x}_\text{class};\ \mathbf{x}_p^{\pi_1} \mathbf{E} + \mathbf{b} + \mathbf{p}_{\pi_1};\ \cdots;\
-# \mathbf{x}_p^{\pi_u} \mathbf{E} + \mathbf{b} + \mathbf{p}_{\pi_u}], \\
-# \mathbf{z} &= \operatorname{LN}(\operatorname{blocks}(\mathbf{z}_0))
-# \end{aligned}
+# \mathbf{z}_0 = [\mathbf{x}_\text{class};\ \mathbf{x}_p^{\pi_1} \mathbf{E} + \mathbf{b} + \mathbf{p}_{\pi_1};\ \cdots;\
+# \mathbf{x}_p^{\pi_u} \mathbf{E} + \mathbf{b} + \mathbf{p}_{\pi_u}]
 # \tag{4}
 # $$
+#
+# Blocks and a last layer norm follow: $\mathbf{z} = \operatorname{LN}(\operatorname{blocks}(\mathbf{z}_0))$.
 #
 # The blocks are those of the ViT chapter, proven there. The class token is the paper's "auxiliary dummy token": nothing is asked of it now, a classifier will read it later.
 
@@ -355,7 +352,7 @@ for f in functions:
 #
 # (eq-mae-5)=
 # $$
-# \mathbf{y}_0^i = \mathbf{p}_i + \begin{cases} \mathbf{z}^{\pi^{-1}_i} \mathbf{W} + \mathbf{w} & \text{if patch } i \text{ is visible} \\ \mathbf{m} & \text{if it is hidden} \end{cases}
+# \mathbf{y}_0^i = \mathbf{p}_i + \begin{cases} \mathbf{z}^{\pi^{-1}_i} \mathbf{W} + \mathbf{w} & \text{if patch } i \text{ is visible} \cr \mathbf{m} & \text{if it is hidden} \end{cases}
 # \qquad i = 1, \ldots, N
 # \tag{5}
 # $$
