@@ -55,8 +55,8 @@ CLAIMS = {
         "painting hidden patches teaches an encoder to see, without labels",
         "ViT-L, ImageNet: linear probe 73.5 % (Table 1)",
         "linear probe accuracy",
-        "a share; the loss, of the variance of each patch",
-        "encoder 6 x 192, decoder 2 x 96, CIFAR-10",
+        "a share",
+        "encoder 6 x 192, decoder 2 x 96, CIFAR-10; the loss is the share of each hidden patch's variance that it misses",
         "Another data set, a hundred times fewer parameters, 24 passes instead of 800. A random encoder reaches 0.43: see the chapter.",
     ),
     "transformer-cmudict": Claim(
@@ -106,7 +106,7 @@ def section(name: str, card: dict[str, Any], claim: Claim) -> str:
         "command": f"`{card['command']}`",
         "where it falls short": claim.why,
     }
-    lines = [f"\n## {claim.paper}: `checkpoints/{name}`\n", "| | |", "|---|---|"]
+    lines = [f"\n## {claim.paper}: `{name}`\n", "| | |", "|---|---|"]
     return "\n".join([*lines, *(f"| {title} | {text} |" for title, text in rows.items())]) + "\n"
 
 

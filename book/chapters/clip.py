@@ -472,12 +472,13 @@ model = CLIP(config)
 #
 # (eq-clip-6)=
 # $$
-# \text{loss} = \frac{1}{2}\left(
-# -\frac{1}{n} \sum_i \log \frac{e^{\text{logits}_{ii}}}{\sum_j e^{\text{logits}_{ij}}}
-# -\frac{1}{n} \sum_i \log \frac{e^{\text{logits}_{ii}}}{\sum_j e^{\text{logits}_{ji}}}
-# \right)
+# \text{loss}_i = -\frac{1}{n} \sum_j \log \frac{e^{s_{jj}}}{\sum_k e^{s_{jk}}},
+# \qquad
+# \text{loss}_t = -\frac{1}{n} \sum_j \log \frac{e^{s_{jj}}}{\sum_k e^{s_{kj}}}
 # \tag{Fig. 3, 6–9}
 # $$
+#
+# $s_{jk}$ is the logit of image $j$ with caption $k$. The loss is the mean of the two, $(\text{loss}_i + \text{loss}_t) / 2$.
 #
 # Here is Figure 3 as it stands, in torch instead of numpy. The paper's I and T are our `images` and `texts`, its $n$ is our `b`, its $l$ our `t`, its $t$ our `log_scale`.
 
@@ -947,10 +948,10 @@ glue(recall_seen=transfer["google"], recall_new=transfer["twitter"])
 # p(k \mid \text{image}) = \operatorname{softmax}_k\!\left(e^{t}\, I_e \cdot w_k\right),
 # \qquad
 # w_k = \frac{\sum_m T_e^{(k, m)}}{\lVert \sum_m T_e^{(k, m)} \rVert}
-# \tag{§3.1.2, §3.1.4}
+# \tag{§3.1.4}
 # $$
 #
-# $T_e^{(k, m)}$ is the unit vector of the class's name in the $m$-th prompt template, such as "a photo of a {}.". Averaging over templates is *prompt ensembling*. It happens in the
+# The softmax is that of Section 3.1.2. $T_e^{(k, m)}$ is the unit vector of the class's name in the $m$-th prompt template, such as "a photo of a {}.". Averaging over templates is *prompt ensembling*. It happens in the
 # space of embeddings, not of probabilities, so that one vector a class can be kept and the ensemble costs nothing at test time.
 
 # %%

@@ -23,7 +23,7 @@ from paperwalk.data.captions import Captioned, full_caption
 from paperwalk.data.pictures import on_white, read_pictures
 from paperwalk.experiments import run_missing, train_steps
 from paperwalk.tokenizers import ClipTokenizer
-from paperwalk.train.precision import fast_dtype
+from paperwalk.train.precision import fast_autocast
 from paperwalk.train.recipes.clip import CLIPRecipe
 from paperwalk.train.runs import as_json
 from paperwalk.zero_shot import found_among
@@ -93,13 +93,13 @@ def held_out_recall(model: nn.Module, data: Captioned, tokenizer: ClipTokenizer)
         return tokenizer([full_caption(data.phrases[i]) for i in subjects], RECIPE.model.block_size)
 
     captions = rows(data.held_out)
-    if isinstance(model, BagOfWords):
+    bag = isinstance(model, BagOfWords)
+    if bag:
         log_prior = (model.bags(rows(group[0] for group in data.groups)).mean(dim=0) + 1e-5).log()
     model.eval()
     values = []
     for k in range(len(data.artists)):
         pictures = on_white(read_pictures([data.pictures[i][k] for i in data.held_out], RECIPE.model.image_size))
-        bag = isinstance(model, BagOfWords)
         scores = model.scores(pictures, captions, log_prior) if bag else model(pictures, captions)
         values += [found_among(5, each).float().mean().item() for each in (scores, scores.T)]
     model.train()
@@ -110,13 +110,13 @@ def train_small(
     model: nn.Module, data: Captioned, tokenizer: ClipTokenizer, seed: int, steps: Iterable[int] = range(STEPS)
 ) -> tuple[list[float], dict[str, float]]:
     """A short training; the loss of each step, and the held-out recall after the steps of `EVALUATED`."""
-    recipe, dtype, found = replace(RECIPE, seed=seed), fast_dtype(), {}
+    recipe, autocast, found = replace(RECIPE, seed=seed), fast_autocast(), {}
 
     def loss(step: int) -> Tensor:
         if step in EVALUATED:
             found[str(step)] = held_out_recall(model, data, tokenizer)
         pictures, tokens, _ = recipe.batch(data, tokenizer, step)
-        with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        with autocast:
             return model.loss(pictures, tokens)
 
     losses = train_steps(model, recipe.adamw(model), recipe.cosine(STEPS), loss, steps)

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from paperwalk.nn.average import follow
 from paperwalk.train.progress import Progress, stop_signals
 from paperwalk.train.state import State, newest_state, optimiser_tensors, restore_optimiser, write_state
 from paperwalk.train.task import Batch, Recipe, Task
@@ -194,11 +195,9 @@ class Run:
         torch._foreach_mul_([p.grad for p in self.task.model.parameters() if p.grad is not None], scale)
         return total[0] / total[1]
 
-    @torch.no_grad()
     def _average(self) -> None:
         if self.average is not None:
-            kept, new = list(self.average.parameters()), list(self.task.model.parameters())
-            torch._foreach_lerp_(kept, new, 1 - self.recipe.ema)
+            follow(self.average, self.task.model, self.recipe.ema)
 
     def save(self) -> None:
         """Write a state: all that the next step depends on."""

@@ -26,7 +26,8 @@ class Task:
         batch: `batch(step, part, parts)` is one of `parts` nearly equal parts of the batch of a step. It depends on the
             recipe and these three numbers alone, so that a resumed run, or one on several machines, sees the same.
         loss: `loss(model, batch)` is the mean over some number of items (images, tokens), and that number.
-        whole_batch: the loss compares the examples of a batch with each other, so that a batch cannot be cut.
+        whole_batch: the loss compares the examples of a batch with each other, so that a process cannot take its part
+            in several smaller ones.
     """
 
     model: nn.Module
