@@ -13,7 +13,7 @@ from paperwalk.train.recipes.ddpm import DDPMRecipe, estimated_bits
 from paperwalk.unet import UNet, UNetConfig
 
 TINY = UNetConfig.mnist(d_model=8, multipliers=(1, 1), n_blocks=1, n_groups=2, attention_sizes=())
-QUICK = DDPMRecipe(data="mnist-5k", model=TINY, steps=3, batch_size=12, n_steps=20, sample_steps=4, samples=8)
+QUICK = DDPMRecipe(data="mnist-5k", model=TINY, steps=3, batch_size=12, n_steps=25, sample_steps=4, samples=8)
 
 
 def test_a_batch_is_cut_into_its_parts():
@@ -26,16 +26,16 @@ def test_a_batch_is_cut_into_its_parts():
     images, t, epsilon = whole
     assert images.shape == epsilon.shape == (12, 1, 28, 28)
     assert (images.min(), images.max()) == (-1, 1)
-    assert 1 <= t.min() <= t.max() <= 20
+    assert 1 <= t.min() <= t.max() <= 25
     assert not torch.equal(task.batch(2, 0, 1)[2], epsilon)
 
 
 def test_times_are_drawn_evenly_from_the_first_to_the_last():
     task = replace(QUICK, batch_size=2_000).task()
     t = torch.cat([task.batch(step, 0, 1)[1] for step in range(5)])
-    shares = torch.bincount(t, minlength=21)[1:] / len(t)
-    assert shares.min() > 0.04
-    assert shares.max() < 0.06
+    shares = torch.bincount(t, minlength=26)[1:] / len(t)
+    assert shares.min() > 0.032
+    assert shares.max() < 0.048
 
 
 @pytest.mark.parametrize(("objective", "predict"), [("simple", "epsilon"), ("simple", "mean"), ("bound", "epsilon")])
@@ -47,6 +47,13 @@ def test_the_loss_is_that_of_the_process(objective, predict, randomise):
     mean, n = task.loss(model, batch)
     assert n == 12
     assert mean.item() == pytest.approx(measure(model, *batch).mean().item())
+
+
+def test_a_shorter_process_ends_in_the_same_noise():
+    assert torch.equal(DDPMRecipe().diffusion().beta[1:], linear_schedule())
+    short = replace(QUICK, n_steps=100).diffusion()
+    assert short.alpha_bar[100] < 1e-4
+    assert short.beta[1:].mean() == pytest.approx(0.1005)
 
 
 def test_half_of_the_images_are_mirrored():
@@ -79,7 +86,7 @@ def test_the_bound_is_estimated_without_bias(randomise):
 def test_the_command_trains_measures_and_draws(tmp_path, capsys):
     arguments = ["train", "ddpm", "--data", "mnist-5k", "--steps", "3", "--batch-size", "4", "--precision", "fp32"]
     arguments += ["--model.d-model", "8", "--model.multipliers", "1", "1", "--model.n-blocks", "1"]
-    arguments += ["--model.attention-sizes", "14", "--model.n-groups", "2", "--n-steps", "4", "--sample-steps", "2"]
+    arguments += ["--model.attention-sizes", "14", "--model.n-groups", "2", "--n-steps", "25", "--sample-steps", "2"]
     assert cli.main([*arguments, "--samples", "4", "--output", str(tmp_path / "run")]) == 0
     card = json.loads((tmp_path / "run" / "card.json").read_text())
     assert {"loss", "bits per dimension"} <= card["metrics"].keys()
@@ -96,8 +103,8 @@ def test_the_command_trains_measures_and_draws(tmp_path, capsys):
 
     with Image.open(picture) as image:
         assert image.size == (3 * 56, 2 * 56)
-    assert cli.main([*sample, "--steps", "5"]) == 2
-    assert "steps is 5, expected 1 to 4" in capsys.readouterr().err
+    assert cli.main([*sample, "--steps", "26"]) == 2
+    assert "steps is 26, expected 1 to 25" in capsys.readouterr().err
     assert cli.main([*sample, "--columns", "0"]) == 2
 
 
@@ -105,6 +112,7 @@ def test_the_command_trains_measures_and_draws(tmp_path, capsys):
     ("changes", "message"),
     [
         ({"data": "imagenet"}, "unknown data 'imagenet', expected one of mnist, mnist-5k, fashion-mnist, cifar10"),
+        ({"n_steps": 20}, "n_steps is 20, expected more than 20"),
         ({"sample_steps": 1_001}, "sample_steps is 1001, expected 1 to n_steps, 1000"),
         ({"samples": 1}, "samples is 1, expected at least 2"),
         ({"ema": 1.0}, "ema is 1.0"),

@@ -67,7 +67,7 @@ class DDPMRecipe(Recipe):
     Args:
         data: "mnist", "mnist-5k", "fashion-mnist" or "cifar10".
         model: sizes of the U-Net; `image_size` and `in_channels` must be those of the data.
-        n_steps: steps T of the process.
+        n_steps: steps T of the process, more than 20.
         predict: what the network's output is: the noise, or the mean.
         objective: "simple" is Eq. 14, "bound" is Eq. 5.
         variance: of the reverse process.
@@ -107,6 +107,8 @@ class DDPMRecipe(Recipe):
         super().__post_init__()
         if self.data not in NAMES:
             raise ValueError(f"unknown data {self.data!r}, expected one of {', '.join(NAMES)}")
+        if self.n_steps <= 20:
+            raise ValueError(f"n_steps is {self.n_steps}, expected more than 20: fewer would need β over 1")
         if not 1 <= self.sample_steps <= self.n_steps:
             raise ValueError(f"sample_steps is {self.sample_steps}, expected 1 to n_steps, {self.n_steps}")
         if self.samples < 2:
@@ -136,8 +138,9 @@ class DDPMRecipe(Recipe):
         }
 
     def diffusion(self) -> GaussianDiffusion:
-        """The process."""
-        return GaussianDiffusion(linear_schedule(self.n_steps), predict=self.predict, variance=self.variance)
+        """The process: with T = 1000 the paper's β; with fewer steps each adds more, to end in the same noise."""
+        beta = linear_schedule(self.n_steps, 0.1 / self.n_steps, 20 / self.n_steps)
+        return GaussianDiffusion(beta, predict=self.predict, variance=self.variance)
 
     def images(self) -> Images:
         """The data.
