@@ -6,7 +6,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from paperwalk.quality import JUDGES, Judge, JudgeConfig, Verdict, class_shares, confident, frechet_distance
+from paperwalk.quality import (
+    JUDGES,
+    Judge,
+    JudgeConfig,
+    Verdict,
+    class_score,
+    class_shares,
+    confident,
+    frechet_distance,
+)
 from paperwalk.train.judge import JudgeRecipe, hold_out, main, quality_figures
 
 
@@ -48,11 +57,27 @@ def test_confidence_and_classes():
     assert_close(class_shares(torch.tensor([0, 2, 2, 0]), 4), torch.tensor([0.5, 0, 0.5, 0]))
 
 
+def test_class_score_wants_sure_and_spread():
+    even = torch.eye(4).repeat(5, 1)
+    assert class_score(even) == pytest.approx(4)
+    assert class_score(even[:1].repeat(9, 1)) == pytest.approx(1)  # sure, and always of the same
+    assert class_score(torch.full((7, 4), 0.25)) == pytest.approx(1)  # never sure
+    p = torch.tensor([[0.9, 0.1], [0.5, 0.5]], dtype=torch.float64)
+    mean = p.mean(0)
+    assert class_score(p) == pytest.approx((p * (p / mean).log()).sum(1).mean().exp().item())
+
+
+def test_noise_has_no_class_score_though_the_judge_is_sure_of_it():
+    found = Judge.from_pretrained("mnist").judge(torch.randn(100, 1, 28, 28).clamp(-1, 1))
+    assert confident(found).double().mean() > 0.9
+    assert class_score(found.probabilities) < 1.5
+
+
 def test_figures_of_images_like_the_reference():
     features, probabilities = torch.randn(600, 5), torch.full((600, 4), 0.01)
     probabilities[torch.arange(600), torch.arange(600) % 4] = 0.97
     found = quality_figures("x: ", Verdict(features, probabilities), torch.randn(5_000, 5))
-    assert list(found) == ["x: Fréchet distance", "x: sure", "x: rarest class", "x: commonest class"]
+    assert list(found) == ["x: Fréchet distance", "x: class score", "x: sure", "x: rarest class", "x: commonest class"]
     assert found["x: sure"]["value"] == 1
     assert found["x: rarest class"]["value"] == found["x: commonest class"]["value"] == 0.25
     low, high = found["x: Fréchet distance"]["interval"]

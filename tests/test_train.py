@@ -20,7 +20,7 @@ from paperwalk.train.engine import Interrupted, Options, Run
 from paperwalk.train.precision import fast_precision
 from paperwalk.train.provenance import commit, provenance, thinned
 from paperwalk.train.recipes import PAPERS, recipe_class
-from paperwalk.train.state import newest_state
+from paperwalk.train.state import newest_state, random_states, restore_random
 from paperwalk.train.task import Recipe, Task, cut, figure, generator, shuffled
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*(CUDA|cuda).*")
@@ -256,6 +256,47 @@ def test_two_processes_give_the_same_curve_as_one(tmp_path, short_text):
         assert len(state.tensors["random.cpu"]) == len(curves)
         shutil.rmtree(tmp_path / "run")
     assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+
+
+def test_two_processes_go_on_to_the_very_bits(tmp_path, short_text):
+    # With dropout: each process goes back to draws of its own.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
+    options = ["--steps", "6", "--batch-size", "12", "--model.dropout", "0.3", "--save-every", "3"]
+    command = [*launcher, *COMMAND[2:], *short_text, *options]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    weights = tmp_path / "run" / "model.safetensors"
+    whole = weights.read_bytes()
+    states = sorted((tmp_path / "run" / "states").iterdir())
+    assert [newest_state(tmp_path / "run" / "states").step, len(states)] == [6, 2]
+    shutil.rmtree(states[-1])
+    weights.unlink()
+    assert newest_state(tmp_path / "run" / "states").step == 3
+    subprocess.run([*command, "--resume"], check=True, capture_output=True, env=environment)
+    assert weights.read_bytes() == whole
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps"])
+def test_a_device_goes_back_to_its_draws(kind, monkeypatch):
+    device = torch.Generator()
+    module = SimpleNamespace(get_rng_state=device.get_state, set_rng_state=device.set_state)
+    monkeypatch.setattr(torch, "get_device_module", {kind: module}.__getitem__)
+    states = random_states(kind)
+    draws = [torch.rand(3), torch.rand(3, generator=device)]
+    restore_random(kind, states)
+    assert all(map(torch.equal, draws, [torch.rand(3), torch.rand(3, generator=device)]))
+    # A run begun elsewhere has no state of this device.
+    before = device.get_state()
+    restore_random(kind, {"random.cpu": states["random.cpu"]})
+    assert torch.equal(device.get_state(), before)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_gives_the_same_curve(tmp_path):
+    plain = run_to_the_end(tmp_path / "plain", Sum(dropout=0.0, ema=0.9))
+    compiled = run_to_the_end(tmp_path / "compiled", Sum(dropout=0.0, ema=0.9), compile=True)
+    assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert (tmp_path / "compiled" / "states").is_dir()
 
 
 def test_a_loss_over_the_whole_batch_is_not_cut(tmp_path):

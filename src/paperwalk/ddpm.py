@@ -16,9 +16,9 @@ implementation: hojonathanho/diffusion, `diffusion_tf/diffusion_utils_2.py`. How
 Differs from the paper:
 - The network is given t − 1, which counts from 0 as in the official code.
 - σ_1² is β̃_2 for both choices of variance, as in the official code: β̃_1 is 0, and no density has that variance.
-- The predicted x̂_0 is cut off at −1 and 1 in sampling and in the bound, as in the official code (the paper does not say
-  so); there a network that predicts the mean keeps its mean, here the mean follows x̂_0.
-- The noise may not shrink with t; the decoder's Φ (Eq. 13) is exact, and its probabilities at least 10⁻¹².
+- The x̂_0 that follows from predicted noise is cut off at −1 and 1 in sampling and in the bound, as in the official code
+  (the paper does not say so); a predicted mean stays as it is.
+- β may not fall with t; the decoder's Φ (Eq. 13) is exact, and its probabilities at least 10⁻¹².
 """
 
 import math
@@ -162,7 +162,12 @@ class GaussianDiffusion:
         )
 
     def read(self, output: Tensor, x_t: Tensor, t: Int[Tensor, " b"], *, clip: bool = False) -> Prediction:
-        """What the network's output for x_t says: x̂_0 (with `clip` cut off at −1 and 1) and ε̂.
+        """What the network's output for x_t says: x̂_0 and ε̂.
+
+        Args:
+            clip: whether x̂_0 is cut off at −1 and 1 where the network predicts the noise. A predicted mean is always
+                kept, as in the official code; the x̂_0 and ε̂ that follow from it are rough at large t, where the mean
+                has next to nothing of x_0 in it.
 
         Source: Eq. 15; for a network that predicts the mean, Eq. 7 solved for x_0.
         """
@@ -170,12 +175,11 @@ class GaussianDiffusion:
         bar = self.alpha_bar[t]
         signal, noise = per_image(bar.sqrt(), x_t), per_image((1 - bar).sqrt(), x_t)
         if self.predict == "epsilon":
-            epsilon, x_0 = output, (x_t - noise * output) / signal
-        else:
-            of_x_0, of_x_t, _ = self.posterior_weights(t, t - 1)
-            x_0 = (output - per_image(of_x_t, x_t) * x_t) / per_image(of_x_0, x_t)
-            epsilon = (x_t - signal * x_0) / noise
-        return Prediction(x_0.clamp(-1, 1) if clip else x_0, epsilon)
+            x_0 = (x_t - noise * output) / signal
+            return Prediction(x_0.clamp(-1, 1) if clip else x_0, output)
+        of_x_0, of_x_t, _ = self.posterior_weights(t, t - 1)
+        x_0 = (output - per_image(of_x_t, x_t) * x_t) / per_image(of_x_0, x_t)
+        return Prediction(x_0, (x_t - signal * x_0) / noise)
 
     def call(self, model: Model, x_t: Tensor, t: Int[Tensor, " b"]) -> Tensor:
         """The network's output: it counts time from 0, and may compute in half precision."""

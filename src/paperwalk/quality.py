@@ -2,7 +2,7 @@
 
 Heusel et al., "GANs Trained by a Two Time-Scale Update Rule Converge to a Local Nash Equilibrium", NeurIPS 2017
 (the Fréchet distance between features of a trained network); Salimans et al., "Improved Techniques for Training GANs",
-NeurIPS 2016 (the idea that a classifier should be sure of a good image, and see all classes equally often).
+NeurIPS 2016 (a classifier should be sure of a good image, and see all classes equally often).
 
 | axis | meaning |
 |---|---|
@@ -172,8 +172,20 @@ def frechet_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
 
 
 def confident(verdict: Verdict, over: float = 0.9) -> Int64[Tensor, " b"]:
-    """1 for each image whose most probable class has a probability over `over`, else 0."""
+    """1 for each image whose most probable class has a probability over `over`, else 0.
+
+    A judge has to name a class, and can be sure of pure noise: read it beside `class_score`.
+    """
     return (verdict.probabilities.amax(dim=1) > over).long()
+
+
+def class_score(probabilities: Float[Tensor, "b k"]) -> float:
+    """exp of the mean divergence of each image's classes from all images': 1 (all alike) to k (sure, evenly spread).
+
+    Source: Salimans et al. 2016, Section 4 (with Inception's classes: the Inception score).
+    """
+    p = probabilities.double()
+    return (torch.special.xlogy(p, p) - torch.special.xlogy(p, p.mean(0))).sum(1).mean().exp().item()
 
 
 def class_shares(classes: Int64[Tensor, " b"], n_classes: int) -> Float[Tensor, " k"]:

@@ -6,7 +6,8 @@ Diffusion Implicit Models", ICLR 2021, arXiv:2010.02502 (DDIM). Official impleme
 
 Differs from the papers:
 - The times of few steps are spread so that the first is T; the official code of DDIM begins a little before T.
-- The predicted x̂_0 is cut off at −1 and 1 unless `clip` is False; the official code of DDIM does not cut it.
+- The x̂_0 that follows from predicted noise is cut off at −1 and 1 unless `clip` is False; DDIM's official code does not
+  cut it.
 """
 
 from collections.abc import Callable
@@ -69,7 +70,7 @@ def ddim_step(
     """
     bar = diffusion.alpha_bar[s].item()
     variance = eta**2 * diffusion.posterior_weights(t, s)[2].item()
-    return bar**0.5 * predicted.x_0 + (1 - bar - variance) ** 0.5 * predicted.epsilon + variance**0.5 * z
+    return bar**0.5 * predicted.x_0 + max(0.0, 1 - bar - variance) ** 0.5 * predicted.epsilon + variance**0.5 * z
 
 
 def ancestral(diffusion: GaussianDiffusion, model: Model, x: Tensor, *, steps: int | None = None, **options) -> Samples:
@@ -123,8 +124,8 @@ def walk(
     Args:
         move: from x_t, what the network says of it, t, s and noise, to x_s.
         start: T by default.
-        clip: whether x̂_0 is cut off at −1 and 1.
-        every: keep every so manieth step, and the last, for the film; 0 for no film.
+        clip: as in `GaussianDiffusion.read`.
+        every: with n, each n-th step and the last are kept for the film; 0 for no film.
         generator: of the noise that the moves add; with one of the same seed the images are the same on a machine.
 
     Raises:

@@ -9,7 +9,7 @@ Appendix B. Official implementation: hojonathanho/diffusion, `diffusion_tf/model
 | c | | channels of the image, or of a feature map |
 | h, w | | pixel rows and columns |
 | d | | channels of the first level; the time embedding is 4 d wide |
-| t | | positions of self-attention: the h · w places of a feature map |
+| t | t | time, counted from 0 |
 | n, e | | heads, width of one head |
 
 A *level* is one size of feature map: the first has the size of the image, each further one half the side.
@@ -222,7 +222,7 @@ class UNet(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        # Every block starts as the identity, and the network as zero.
+        # Every block starts as its shortcut, and the network as zero.
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -20,8 +20,7 @@ from paperwalk.ddpm import to_signed
 from paperwalk.experiments import run_missing, train_task
 from paperwalk.nn.average import follow
 from paperwalk.notebook import checkpoint
-from paperwalk.quality import Judge, confident, frechet_distance
-from paperwalk.samplers import ancestral
+from paperwalk.quality import Judge, class_score, confident, frechet_distance
 from paperwalk.train.recipes.ddpm import DDPMRecipe, estimated_bits
 from paperwalk.train.runs import as_json
 from paperwalk.train.task import generator, spaced
@@ -38,7 +37,14 @@ RECIPE = DDPMRecipe.named()["mnist-cpu"]
 
 # Half the shipped network's width, a quarter of its computing; a process of 100 steps; 0.3 passes.
 SMALL = DDPMRecipe(
-    model=UNetConfig.mnist(d_model=16), n_steps=100, sample_steps=100, steps=500, batch_size=32, lr=2e-3, ema=0.99
+    model=UNetConfig.mnist(d_model=16),
+    n_steps=100,
+    steps=500,
+    batch_size=32,
+    lr=2e-3,
+    ema=0.99,
+    sample_steps=100,
+    sample_eta=None,
 )
 
 
@@ -75,23 +81,13 @@ def reference(n: int | None = None) -> Tensor:
 
 
 def quality(images: Tensor, n_reference: int | None = None) -> dict[str, float]:
-    """Fréchet distance of images (b c h w) to test images, and the share of which the judge is more than 90 % sure."""
+    """Of images (b c h w): Fréchet distance to test images, class score, share of which the judge is over 90 % sure."""
     verdict = judge().judge(images.clamp(-1, 1))
-    distance = frechet_distance(verdict.features, reference(n_reference))
-    return {"distance": distance, "sure": confident(verdict).double().mean().item()}
-
-
-def drawn(recipe: DDPMRecipe, model: UNet, n: int, seed: int) -> Tensor:
-    """Images (n c h w) by Algorithm 2, all steps of the process.
-
-    As in the official code a predicted mean is kept as it is, and an image that follows from predicted noise is cut off
-    at −1 and 1.
-    """
-    draws = generator(seed, 0)
-    side = recipe.model.image_size
-    noise = torch.randn(n, recipe.model.in_channels, side, side, generator=draws)
-    clip = recipe.predict == "epsilon"
-    return ancestral(recipe.diffusion(), model, noise, clip=clip, generator=draws).images
+    return {
+        "distance": frechet_distance(verdict.features, reference(n_reference)),
+        "score": class_score(verdict.probabilities),
+        "sure": confident(verdict).double().mean().item(),
+    }
 
 
 def predicting(predict: str, objective: str, seed: int) -> dict[str, float]:
@@ -101,7 +97,8 @@ def predicting(predict: str, objective: str, seed: int) -> dict[str, float]:
     test = recipe.images().test
     few = to_signed(test[spaced(len(test), BOUND_IMAGES)])
     bits = estimated_bits(recipe.diffusion(), average, few).mean().item()
-    return quality(drawn(recipe, average, DRAWN, seed)) | {"bits": bits}
+    drawn = recipe.draw(average, DRAWN, recipe.sample_steps, eta=recipe.sample_eta, seed=seed)
+    return quality(drawn) | {"bits": bits}
 
 
 def real(n: int, seed: int) -> dict[str, float]:

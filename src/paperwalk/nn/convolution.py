@@ -8,7 +8,7 @@ Networks", 2016; Wu and He, "Group Normalization", 2018.
 | b | batch |
 | c | channels of a feature map |
 | h, w | rows and columns |
-| d | width of the time embedding |
+| d | width of the time embedding; `d_time` after the small network |
 """
 
 import math

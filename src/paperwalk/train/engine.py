@@ -15,7 +15,15 @@ from torch import Tensor, nn
 
 from paperwalk.nn.average import follow
 from paperwalk.train.progress import Progress, stop_signals
-from paperwalk.train.state import State, newest_state, optimiser_tensors, restore_optimiser, write_state
+from paperwalk.train.state import (
+    State,
+    newest_state,
+    optimiser_tensors,
+    random_states,
+    restore_optimiser,
+    restore_random,
+    write_state,
+)
 from paperwalk.train.task import Batch, Recipe, Task
 
 
@@ -206,16 +214,12 @@ class Run:
             tensors |= {f"average.{name}": tensor for name, tensor in self.average.state_dict().items()}
         tensors |= optimiser_tensors(self.task.optimiser)
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
-        for name, draws in self._random().items():
+        for name, draws in random_states(self.accelerator.device.type).items():
             tensors[name] = self.accelerator.gather(draws[None].to(self.accelerator.device))
         if self.accelerator.is_main_process:
             state = State(len(self.losses), tensors, {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds})
             write_state(self.folder / "states", state, keep=self.options.keep)
         self.accelerator.wait_for_everyone()
-
-    def _random(self) -> dict[str, Tensor]:
-        cuda = {"random.cuda": torch.cuda.get_rng_state()} if torch.cuda.is_available() else {}
-        return {"random.cpu": torch.get_rng_state()} | cuda
 
     def resume(self) -> None:
         """Go back to the newest whole state in the folder, or stay at the beginning when there is none."""
@@ -235,9 +239,8 @@ class Run:
         rank = self.accelerator.process_index
         # A process more than before has no draws to go back to and keeps its own.
         if rank < len(state.tensors["random.cpu"]):
-            torch.set_rng_state(state.tensors["random.cpu"][rank])
-            if "random.cuda" in self._random() and "random.cuda" in state.tensors:
-                torch.cuda.set_rng_state(state.tensors["random.cuda"][rank])
+            draws = {name: t[rank] for name, t in state.tensors.items() if name.startswith("random.")}
+            restore_random(self.accelerator.device.type, draws)
 
 
 class _Batches:

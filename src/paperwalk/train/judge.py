@@ -21,7 +21,7 @@ from paperwalk.data.augment import draw_shifts_and_flips, shift_and_flip
 from paperwalk.data.table import RECIPES as DATASETS
 from paperwalk.ddpm import to_signed
 from paperwalk.metrics import bootstrap_interval
-from paperwalk.quality import Judge, JudgeConfig, Verdict, class_shares, confident, frechet_distance
+from paperwalk.quality import Judge, JudgeConfig, Verdict, class_score, class_shares, confident, frechet_distance
 from paperwalk.train import runs
 from paperwalk.train.cli import show
 from paperwalk.train.engine import Interrupted, Options
@@ -99,9 +99,9 @@ def mean_figure(values: Tensor) -> dict[str, Any]:
 def quality_figures(prefix: str, verdict: Verdict, reference: Tensor) -> Metrics:
     """The quality of images, by what a judge says of them.
 
-    "sure": the share of which it is more than 90 % sure. "rarest" and "commonest class": shares of what it takes the
-    images for. The Fréchet distance is that of their features to those of the `reference`; its interval is of these
-    images as a sample, the reference being fixed.
+    "class score": see there. "sure": the share of which it is more than 90 % sure. "rarest" and "commonest class":
+    shares of what it takes the images for. The Fréchet distance is that of their features to those of the `reference`;
+    its interval is of these images as a sample, the reference being fixed.
 
     Args:
         prefix: of the figures' names.
@@ -114,12 +114,14 @@ def quality_figures(prefix: str, verdict: Verdict, reference: Tensor) -> Metrics
     for _ in range(200):
         rows = torch.randint(n, (n,), generator=draws)
         resampled = class_shares(classes[rows], n_classes)
-        again.append([frechet_distance(verdict.features[rows], reference), resampled.min(), resampled.max()])
+        score = class_score(verdict.probabilities[rows])
+        again.append([frechet_distance(verdict.features[rows], reference), resampled.min(), resampled.max(), score])
     low, high = torch.tensor(again).quantile(torch.tensor([0.025, 0.975]), dim=0).tolist()
     # The distance grows as rows repeat, as it does with fewer rows: turned over, the interval takes that off.
     turned = (max(0.0, 2 * distance - high[0]), max(0.0, 2 * distance - low[0]))
     return {
         f"{prefix}Fréchet distance": figure(distance, turned, n),
+        f"{prefix}class score": figure(class_score(verdict.probabilities), (low[3], high[3]), n),
         f"{prefix}sure": mean_figure(confident(verdict).double()),
         f"{prefix}rarest class": figure(shares.min().item(), (low[1], high[1]), n),
         f"{prefix}commonest class": figure(shares.max().item(), (low[2], high[2]), n),

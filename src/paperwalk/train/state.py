@@ -70,6 +70,19 @@ def newest_state(folder: Path) -> State | None:
     return None
 
 
+def random_states(kind: str) -> dict[str, Tensor]:
+    """The states of torch's generators by name: of the processor, and of a device of this kind ("cuda", "mps", …)."""
+    device = {} if kind == "cpu" else {f"random.{kind}": torch.get_device_module(kind).get_rng_state()}
+    return {"random.cpu": torch.get_rng_state()} | device
+
+
+def restore_random(kind: str, states: dict[str, Tensor]) -> None:
+    """Go back to states of `random_states`; a device keeps its own where there is none of its kind."""
+    torch.set_rng_state(states["random.cpu"].cpu())
+    if kind != "cpu" and f"random.{kind}" in states:
+        torch.get_device_module(kind).set_rng_state(states[f"random.{kind}"].cpu())
+
+
 def optimiser_tensors(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The optimiser's state as named tensors; its settings are the recipe's and are not stored."""
     return {

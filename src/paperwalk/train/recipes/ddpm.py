@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
@@ -42,8 +42,8 @@ class Sampling:
     Args:
         n: images.
         columns: images in a row of the picture.
-        steps: calls of the network for an image; with all steps of the process by Algorithm 2, with fewer by DDIM.
-        eta: noise in DDIM's steps, from 0 to 1.
+        steps: calls of the network for an image.
+        eta: noise in DDIM's steps, from 0 to 1; without it Algorithm 2, which wants many steps.
         seed: of the noise.
         output: file of the picture.
     """
@@ -51,7 +51,7 @@ class Sampling:
     n: int = 64
     columns: int = 8
     steps: int = 50
-    eta: float = 0.0
+    eta: float | None = 0.0
     seed: int = 0
     output: Path = Path("samples.png")
 
@@ -67,14 +67,15 @@ class DDPMRecipe(Recipe):
     Args:
         data: "mnist", "mnist-5k", "fashion-mnist" or "cifar10".
         model: sizes of the U-Net; `image_size` and `in_channels` must be those of the data.
-        n_steps: steps T of the process, more than 20.
+        n_steps: steps T of the process, more than 20; the fewer, the more noise each adds.
         predict: what the network's output is: the noise, or the mean.
         objective: "simple" is Eq. 14, "bound" is Eq. 5.
         variance: of the reverse process.
         constant: keep the learning rate after the warm-up, as the paper does; a cosine otherwise.
-        flip: mirror every other training image.
+        flip: mirror each training image with probability ½.
         samples: images drawn for the evaluation.
         sample_steps: calls of the network for each of them.
+        sample_eta: noise in DDIM's steps, from 0 to 1; without it Algorithm 2.
         judge: the classifier of the evaluation, a name or a folder; by default that of the data, if it comes with one.
     """
 
@@ -101,6 +102,7 @@ class DDPMRecipe(Recipe):
     flip: bool = False
     samples: int = 5_000
     sample_steps: int = 50
+    sample_eta: float | None = 0.0
     judge: str | None = None
 
     def __post_init__(self):
@@ -134,6 +136,7 @@ class DDPMRecipe(Recipe):
                 flip=True,
                 samples=50_000,
                 sample_steps=1_000,
+                sample_eta=None,
             ),
         }
 
@@ -205,8 +208,8 @@ class DDPMRecipe(Recipe):
         """The model that `save` wrote."""
         return UNet.from_pretrained(folder)
 
-    def draw(self, model: nn.Module, n: int, steps: int, *, eta: float = 0.0, seed: int = 0) -> Tensor:
-        """Images (n c h w) in −1 … 1, out of noise.
+    def draw(self, model: nn.Module, n: int, steps: int, *, eta: float | None = 0.0, seed: int = 0) -> Tensor:
+        """Images (n c h w), out of noise; by DDIM, or without `eta` by Algorithm 2.
 
         Raises:
             ValueError, FloatingPointError: as the samplers.
@@ -216,17 +219,15 @@ class DDPMRecipe(Recipe):
         for number, part in enumerate(torch.arange(n).split(250)):
             draws = generator(seed, number)
             noise = torch.randn(len(part), self.model.in_channels, side, side, generator=draws).to(device)
-            whole = steps == self.n_steps
-            how = {"generator": draws} if whole else {"generator": draws, "steps": steps, "eta": eta}
-            parts.append((ancestral if whole else ddim)(self.diffusion(), model, noise, **how).images.cpu())
+            sampler = ancestral if eta is None else partial(ddim, eta=eta)
+            parts.append(sampler(self.diffusion(), model, noise, steps=steps, generator=draws).images.cpu())
         return torch.cat(parts)
 
     def evaluate(self, model: nn.Module, limit: int | None = None) -> Metrics:
         """Loss and variational bound on the test images; and, with a judge, the quality of images drawn.
 
-        "sure" is the share of the images of which the judge is more than 90 % sure; "rarest" and "commonest class" are
-        shares of what it takes them for. The Fréchet distance is to the test images. "real" are as many training images
-        as `hold_out` keeps from model and judge.
+        The figures are those of `quality_figures`, beside the test images; "real" are as many training images as
+        `hold_out` keeps from model and judge.
         """
         model.eval()
         images, diffusion = self.images(), self.diffusion()
@@ -240,7 +241,7 @@ class DDPMRecipe(Recipe):
         classifier = Judge.from_pretrained(judge)
         reference = classifier.judge(to_signed(images.test)).features
         n = min(limit or self.samples, self.samples)
-        drawn = self.draw(model, n, self.sample_steps)
+        drawn = self.draw(model, n, self.sample_steps, eta=self.sample_eta)
         found |= quality_figures("", classifier.judge(drawn), reference)
         real = images.held_out[spaced(len(images.held_out), n)][:n]
         return found | quality_figures("real: ", classifier.judge(to_signed(real)), reference)

@@ -130,6 +130,10 @@ class TransformerRecipe(Recipe):
     """Train an encoder–decoder Transformer. The learning rate is Eq. 3's; `lr` scales it.
 
     Args:
+        warmup: fixed; the rate of Eq. 3 has `warmup_steps`.
+        final_lr: fixed; the rate falls to zero in a line over the last 40 % of the steps.
+        weight_decay: fixed, as in Section 5.3.
+        beta2: fixed, as in Section 5.3.
         data: "cmudict", or a file of pairs, .tsv or .jsonl.
         unit: what a token of such a file is.
         batch_size: tokens of a batch, padding included; of source or target, whichever is longer.
@@ -150,11 +154,21 @@ class TransformerRecipe(Recipe):
     batch_size: int = 512
     lr: float = 1.0
     weight_decay: float = 0.0
+    beta2: float = 0.98
     data: str = "cmudict"
     unit: Unit = "characters"
     warmup_steps: int = 1_000
     smoothing: float = 0.1
     model: TransformerConfig = field(default_factory=lambda: TransformerRecipe.PRESETS["small"])
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("warmup", "final_lr", "weight_decay", "beta2"):
+            value, fixed = getattr(self, name), getattr(TransformerRecipe, name)
+            if value != fixed:
+                raise ValueError(
+                    f"{name} is {value}, expected {fixed}: Section 5.3 fixes it; lr and warmup_steps are free"
+                )
 
     @classmethod
     def named(cls) -> dict[str, "TransformerRecipe"]:
