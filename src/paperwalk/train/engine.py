@@ -239,7 +239,8 @@ class Run:
         rank = self.accelerator.process_index
         # A process more than before has no draws to go back to and keeps its own.
         if rank < len(state.tensors["random.cpu"]):
-            draws = {name: t[rank] for name, t in state.tensors.items() if name.startswith("random.")}
+            # A copy: torch 2.15 crashes on a random state that is a view into a larger tensor.
+            draws = {name: t[rank].clone() for name, t in state.tensors.items() if name.startswith("random.")}
             restore_random(self.accelerator.device.type, draws)
 
 
