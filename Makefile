@@ -4,10 +4,11 @@ SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
 UV := .uv/bin/uv
+JUPYTERLAB := jupyterlab==4.6.6
 # One thread a process: chapters and tests run side by side, and results do not depend on the number of cores.
 RUN := OMP_NUM_THREADS=1 IPYTHONDIR="$(CURDIR)/tools/ipython" HF_HUB_OFFLINE=1
 
-.PHONY: help book test serve sync refs lint lock clean data
+.PHONY: help book test new serve lab sync refs lint lock clean data colab-check
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -18,8 +19,17 @@ book: .venv/ready ## Install, fetch the data, execute the chapters, build the HT
 test: .venv/ready ## Install, then check pairs and style, run the unit tests, run every chapter
 	@$(RUN) $(BIN)/python tools/check.py
 
+new: .venv/ready ## Write a chapter, its module and its test, all of which pass: make new NAME=bert
+	@$(RUN) $(BIN)/python tools/new.py "$(NAME)"
+
 serve: book ## Build, then serve the book at http://localhost:8000
 	@$(BIN)/python -m http.server --directory _build/html 8000
+
+lab: .lab/ready ## Open the notebooks in JupyterLab
+	@$(RUN) .lab/bin/jupyter lab --notebook-dir notebooks
+
+colab-check: .venv/ready ## Run the notebooks as Colab would, in fresh environments; one: make colab-check NAME=vit
+	@$(RUN) $(BIN)/python tools/colab_check.py $(NAME)
 
 sync: .venv/ready ## Write each chapter's .py and .ipynb from its .md
 	@$(BIN)/python tools/sync.py
@@ -37,7 +47,7 @@ lock: $(UV) ## Resolve requirements.in into requirements.txt, with hashes
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 	  --no-emit-index-url --custom-compile-command "make lock" requirements.in -o requirements.txt
 
-clean: ## Remove what was built; the environment and the data stay
+clean: ## Remove what was built; the environments and the data stay
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis
 
 $(UV):
@@ -51,3 +61,10 @@ $(UV):
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.txt && \
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . && \
 	touch $@ && echo "installed in $$((SECONDS - start)) s"
+
+# JupyterLab brings forty packages that the book does not need: it has its own environment, and the book's kernel.
+.lab/ready: .venv/ready
+	@echo "installing JupyterLab" && $(UV) venv --quiet --allow-existing --python $(PYTHON) .lab && \
+	$(UV) pip install --quiet --python .lab/bin/python $(JUPYTERLAB) && \
+	$(BIN)/python -m ipykernel install --prefix .lab --name python3 --display-name "Python 3" >/dev/null && \
+	touch $@

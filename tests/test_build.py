@@ -48,11 +48,12 @@ def book(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(chapters, "CHAPTERS", tmp_path / "book" / "chapters")
     monkeypatch.setattr(chapters, "SOURCE", tmp_path / "src")
-    paths = {"BUILD": "_build", "EXECUTED": "_build/executed", "KEYS": "_build/executed/keys.json"}
+    paths = {"BUILD": "_build", "EXECUTED": "_build/executed"}
+    paths |= {"KEYS": "_build/executed/keys.json", "PEAKS": "_build/executed/peaks.json"}
     paths |= {"HTML": "_build/html", "BUILT": "_build/built"}
     for name, path in paths.items():
         monkeypatch.setattr(build, name, tmp_path / path)
-    monkeypatch.setattr(build, "fetch_mathjax", lambda: tmp_path)
+    monkeypatch.setattr(build, "fetch_npm", lambda package: tmp_path)
     monkeypatch.setattr(build, "MATHJAX_PARTS", ())
     monkeypatch.setattr(build, "n_cores", lambda: 1)
     (tmp_path / "book" / "chapters").mkdir(parents=True)
@@ -170,6 +171,70 @@ def test_a_comment_that_names_no_equation_is_a_warning(warned):
 def test_a_figure_without_alt_text_is_a_warning(image, warned):
     bookext._check_images(f'<img alt="A curve." src="b.png">{image}', "page")
     assert len(warned) == 1
+
+
+def test_what_the_theme_gets_wrong_is_mended(monkeypatch):
+    class Script:
+        def __init__(self, text):
+            self.text = text
+
+        def __str__(self):
+            return self.text
+
+    kept, dropped = Script("_static/doctools.js"), [Script("sphinx-thebe.js"), Script("body='const THEBE_JS; thebe'")]
+    context = {"script_files": [kept, *dropped], "css_files": [], "body": "".join(bookext.MENDED)}
+    monkeypatch.setattr(bookext, "_repository", lambda app: ("a/b", "main"))
+    bookext._finish_page(None, "page", "page.html", context, doctree=object())
+    assert context["script_files"] == [kept]
+    assert context["body"] == "".join(bookext.MENDED.values())
+
+
+PAGE = "book/chapters/one"
+
+
+class App:
+    """As much of Sphinx as the placeholders need: one chapter of 12.3 seconds."""
+
+    def __init__(self, folder):
+        class Title:
+            astext = staticmethod(lambda: "Chapter one")
+
+        class env:
+            nb_metadata = {PAGE: {"exec_data": {"runtime": 12.3}}, "book/other": {}}  # noqa: RUF012
+            titles = {PAGE: Title}  # noqa: RUF012
+
+        self.srcdir, self.env = folder, env
+
+
+def store_peak(folder):
+    (folder / "_build" / "executed").mkdir(parents=True)
+    (folder / "_build" / "executed" / "peaks.json").write_text(json.dumps({"one": 1_234_000_000}))
+
+
+def test_a_page_says_what_it_took(tmp_path, warned):
+    assert bookext._run_time(App(tmp_path), None, PAGE) == "12 s"
+    store_peak(tmp_path)
+    assert bookext._run_time(App(tmp_path), None, PAGE) == "12 s and 1.2 GB of memory"
+    assert bookext._run_time(App(tmp_path), "one", "book/index") == "12 s"
+    assert warned == []
+    assert bookext._run_time(App(tmp_path), "none", "book/index") == "not measured"
+    assert warned == ["no measured run time of none"]
+
+
+def test_the_page_of_run_times_has_a_row_for_what_was_executed(tmp_path):
+    store_peak(tmp_path)
+    table = bookext._run_times(App(tmp_path))
+    assert table.count("<tr><td>") == 1
+    assert '<a href="chapters/one.html">Chapter one</a></td><td>12 s</td><td>1.2 GB</td>' in table
+    assert "12 s in all" in table
+
+
+def test_the_memory_of_a_chapter_is_measured_and_leaves_no_cell(book):
+    write(book, cell="kept = bytearray(300_000_000)")
+    notebook, seconds, peak = build.execute(book / "book" / "chapters" / "one.md")
+    assert 300_000_000 < peak < 1_000_000_000
+    assert seconds > 0
+    assert [cell.source for cell in notebook.cells if cell.cell_type == "code"] == ["kept = bytearray(300_000_000)"]
 
 
 @pytest.mark.parametrize(("ref", "branch"), [("refs/heads/next", "next"), ("refs/pull/12/merge", "main"), ("", "main")])

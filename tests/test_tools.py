@@ -173,6 +173,7 @@ def test_datasets_are_found_in_the_chapter_and_in_what_it_imports():
         (":::{solution-start} ex\n:class: dropdown\n:::\n\ntext", "**Solution**\n\ntext"),
         (":::{solution-end}\n:::", ""),
         ("% a comment\ntext", "text"),
+        ("{source:vit}", "The finished module: [src/paperwalk/vit.py](P/src/paperwalk/vit.py)."),
         ("[a](einops.md) [b](../notation.md#axes)", "[a](einops.ipynb) [b](P/notation.md#axes)"),
     ],
 )
@@ -204,10 +205,6 @@ def test_myst_that_colab_would_show_raw_is_refused_by_name(raw, message, book):
 def test_no_myst_is_left_in_a_notebook(path):
     prose = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown"]
     assert not [text for text in prose if "{run-time" in text or ":::" in text or "}`" in text.replace("$}`", "")]
-
-
-def test_the_conda_environment_installs_the_lock():
-    assert "-r requirements.txt" in (ROOT / "environment.yml").read_text()
 
 
 def test_the_lock_covers_every_requirement():
@@ -256,4 +253,11 @@ def test_the_page_of_results_says_what_the_cards_say(book, monkeypatch):
 def test_a_checkpoint_without_card_or_claim_is_named(name, card, book):
     add_checkpoint(book, name, card)
     with pytest.raises(ValueError, match=f"checkpoints/{name} lacks its card.json or its claim"):
+        pages.results()
+
+
+@pytest.mark.parametrize("card", [{}, CARD | {"metrics": {}}, CARD | {"metrics": {"another": {}}}])
+def test_a_card_without_the_figure_of_its_claim_is_named(card, book):
+    add_checkpoint(book, "gpt-moby-dick", card)
+    with pytest.raises(ValueError, match=r"checkpoints/gpt-moby-dick/card\.json has no metric 'loss'"):
         pages.results()

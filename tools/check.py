@@ -1,4 +1,4 @@
-"""`make test`: the pairs, style, unit tests, and every chapter run and compared; each step with its time."""
+"""`make test`: pairs, style, unit tests, chapters run and compared, the site in a browser; each step with its time."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ STEPS = {
     "lint": ([PYTHON, "-m", "ruff", "check", "--quiet", "."], "run `make lint`"),
     "format": ([PYTHON, "-m", "ruff", "format", "--check", "--quiet", "."], "run `make lint`"),
     "format of cells": ([PYTHON, "tools/cells.py", "--check"], "run `make lint`"),
-    "unit tests": ([*PYTEST, "tests"], "see the failures above"),
+    "unit tests": ([*PYTEST, "--ignore=tests/test_site.py", "tests"], "see the failures above"),
     # A notebook's cells share one kernel, so a file stays with one worker.
     "chapters": (
         [
@@ -24,6 +24,8 @@ STEPS = {
         ],
         "mend the cell; where the new output is the right one, run `make refs`",
     ),
+    # Skipped, with the reason, where there is no browser or no site of this state of the sources.
+    "site": ([*PYTEST, "-rs", "tests/test_site.py"], "mend the page, its style or its script, then `make book`"),
 }  # fmt: skip
 
 

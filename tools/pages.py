@@ -114,7 +114,7 @@ def results() -> str:
     """The page of results, from the cards as they are.
 
     Raises:
-        ValueError: a checkpoint has no card, or there is no claim for it here.
+        ValueError: a checkpoint has no card, there is no claim for it here, or its card lacks the claim's figure.
     """
     names = sorted(path.parent.name for path in (ROOT / "checkpoints").glob("*/config.json"))
     lines = ["| paper | the paper's number | ours |", "|---|---|---|"]
@@ -124,6 +124,11 @@ def results() -> str:
         if not path.is_file() or name not in CLAIMS:
             raise ValueError(f"checkpoints/{name} lacks its card.json or its claim in tools/pages.py")
         card, claim = json.loads(path.read_text(encoding="utf-8")), CLAIMS[name]
+        if claim.headline not in card.get("metrics", {}):
+            raise ValueError(
+                f"checkpoints/{name}/card.json has no metric {claim.headline!r}: copy the card of a finished run, or "
+                "mend the claim in tools/pages.py"
+            )
         ours = f"{claim.headline} ({claim.unit}): {value(card['metrics'][claim.headline])}"
         lines.append(f"| {claim.paper} | {claim.theirs} | {ours} |")
         sections.append(section(name, card, claim))

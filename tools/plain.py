@@ -96,6 +96,9 @@ def plain(text: str, pages: str = "..") -> str:
             out.append(f'<a id="{label["label"]}"></a>\n')
         elif re.match(r"%( |$)", line) or "{run-time" in line:
             continue
+        elif module := re.fullmatch(r"\{source:(\w+)\}", line):
+            path = f"src/paperwalk/{module[1]}.py"
+            out.append(f"The finished module: [{path}]({pages.removesuffix('/book')}/{path}).")
         else:
             out.append(_inline(line, pages))
     left = re.search(r"^\s*(?::{3,}|`{3,})\{.*|^\$\$ *\(.*", "\n".join(out), re.MULTILINE)

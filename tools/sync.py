@@ -130,7 +130,9 @@ def store_references(stems: list[str]) -> None:
             continue
         print(f"executing {path.stem}", flush=True)
         notebook = nbformat.read(path, as_version=4)
-        executed = NotebookClient(nbformat.from_dict(notebook), timeout=TIMEOUT, kernel_name="python3").execute()
+        # Coalesced, so that a reference does not depend on how its lines were sent.
+        options = {"timeout": TIMEOUT, "kernel_name": "python3", "coalesce_streams": True}
+        executed = NotebookClient(nbformat.from_dict(notebook), **options).execute()
         for cell, after in zip(notebook.cells, executed.cells, strict=True):
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
@@ -147,6 +149,17 @@ def write(path: Path, text: str) -> None:
         temporary.replace(path)
 
 
+def update(references: list[str] | None = None) -> None:
+    """Write all pairs and pages; then execute these notebooks, or all for an empty list, and store their references."""
+    for path in chapters():
+        for target, content in targets(path).items():
+            write(target, content)
+    for page, content in PAGES.items():
+        write(ROOT / page, content())
+    if references is not None:
+        store_references(references)
+
+
 def main() -> int:
     """Write, check or execute; the exit status is 1 when a check found something."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -157,13 +170,7 @@ def main() -> int:
         found = problems()
         print("\n".join(found))
         return bool(found)
-    for path in chapters():
-        for target, content in targets(path).items():
-            write(target, content)
-    for page, content in PAGES.items():
-        write(ROOT / page, content())
-    if arguments.refs is not None:
-        store_references(arguments.refs)
+    update(arguments.refs)
     return 0
 
 

@@ -570,6 +570,8 @@ print(f"loss of 128 pairs: {fused:.2f} ms, number by number {naive:.0f} ms")
 #
 # Is `paperwalk.clip.CLIP` the CLIP that others use? Two libraries publish one. We give all weights random offsets, so that no zero and no one hides a mistake, load
 # theirs into ours, and compare logits and every gradient.
+#
+# {source:clip}
 
 # %%
 def randomise(model):

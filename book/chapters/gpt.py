@@ -650,6 +650,8 @@ plt.show()
 # `paperwalk.gpt.GPT` is these pieces in this order. Is it the GPT-2 that others use? transformers' `GPT2LMHeadModel` is what the published weights are loaded into. We replace all its weights by random numbers large enough that no mistake
 # hides, give them to ours, and compare logits and every gradient.
 #
+# {source:gpt}
+#
 # Two details of the format: its matrices are stored (in, out), the transpose of a linear layer's; and the head is not stored, as it is the embedding.
 
 # %%
@@ -913,7 +915,34 @@ axes[0].set_ylabel("probability")
 plt.show()
 
 # %% [markdown]
-# Temperature moves probability between all characters; the other two cut off a tail and leave the rest in proportion. Now the same beginning under four settings:
+# Temperature moves probability between all characters; the other two cut off a tail and leave the rest in proportion.
+#
+# Temperature is easier to move than to describe. The bars are the same characters after *The w*; the line above them is what the model writes after *The whale* at
+# that temperature, from the same random numbers.
+
+# %% mystnb={"image": {"alt": "The ten likeliest characters after 'The w' as bars, and a line of text written at each of seven temperatures: at 0.2 one bar is high and the text repeats itself; at 5 all bars are low and the text is noise."}}
+temperatures, frames, entropies = (0.2, 0.5, 0.8, 1.0, 1.5, 2.0, 5.0), [], []
+for T in temperatures:
+    p = next_token_probabilities(logits, temperature=T)[0]
+    entropies.append(torch.special.entr(p).sum().item())
+    figure, axis = plt.subplots(figsize=(6.4, 2.6))
+    axis.bar(range(10), p[top])
+    axis.set_xticks(range(10), [repr(c)[1:-1] for c in characters.decode(top)])
+    axis.set(ylim=(0, 1), xlabel="next character", ylabel="probability")
+    text = " ".join(write(model, "The whale", 60, temperature=T).split())
+    axis.set_title(text, fontsize=9, loc="left", parse_math=False)
+    frames.append(figure)
+assert entropies == sorted(entropies)
+glue(coldest=entropies[0], hottest=entropies[-1], most=math.log(len(logits[0])))
+alt = (
+    "The ten likeliest characters after 'The w'; above them what the model writes."
+)
+plot.slider(frames, [f"{T}" for T in temperatures], alt=alt, name="temperature")
+
+# %% [markdown]
+# More temperature, more entropy, always: {glue:text}`coldest:.2f` nats at 0.2, {glue:text}`hottest:.2f` at 5; a uniform choice among all characters has {glue:text}`most:.2f`.
+#
+# Now the same beginning under four settings:
 
 # %%
 for title, knobs in {

@@ -487,6 +487,8 @@ figure = plot.show_images(torch.cat([pixels(shown), relief]), columns=6, side=1.
 #
 # `paperwalk.mae.MAE` is these pieces. transformers publishes an independent one, `ViTMAEForPreTraining`, and lets us give it the noise. We fill one of theirs with random
 # numbers, load it into ours, give both the same images and the same noise, and compare everything: the mask, the restored order, the reconstruction, the loss and all gradients.
+#
+# {source:mae}
 
 # %%
 import transformers

@@ -959,6 +959,8 @@ print(f"beam of 4: tensors {wide:.2f} ms, lists {slow:.2f} ms")
 #
 # `paperwalk.transformer.Transformer` is these pieces in this order. First against our own loops: embeddings, two encoder layers, two decoder layers, the tied output, on a batch whose pairs have different
 # lengths. Padding is cut off before the loops see it, so this proves the masks as well.
+#
+# {source:transformer}
 
 # %%
 def encoder_naive(block, x):

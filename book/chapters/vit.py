@@ -681,6 +681,8 @@ print(f"8 images: finished model {ours:.1f} ms, loops {naive:.0f} ms")
 # libraries publish one. We take each of theirs at the size Ti/16 (192 wide, 12 blocks, 3 heads, patches of 16) for 224 × 224 images, and replace all weights by
 # random numbers, the norms' scales around one, so that attention is not uniform, GELU is not linear, and no mistake hides behind a zero. Then
 # their weights go into ours, and we compare the logits and every gradient.
+#
+# {source:vit}
 
 # %%
 def randomise(model):
@@ -990,11 +992,57 @@ axis.set(xticks=range(1, 5), ylim=(0, 16))
 axis.legend(loc="lower right")
 plt.show()
 
-
 # %% [markdown]
 # A head that attends to everything alike would reach {glue:text}`uniform:.1f` pixels; the heads here lie between {glue:text}`nearest:.1f` and
 # {glue:text}`farthest:.1f`. In the paper, with 16 heads a layer, some heads of the first layers are local, others global, and the distance grows with depth. Ours are
 # all global: one patch is a quarter of the image's side, and there is little left to be local about.
+#
+# **Query by query.** The averages hide what one patch looks at. Move the slider: the outlined patch asks, and each map shows where it looks, as the mean of
+# the layer's heads. Does the map follow the patch?
+
+# %% mystnb={"image": {"alt": "A test digit with one patch outlined, and beside it the attention of that patch to all 16 patches in each of the four layers."}}
+digit, weights = test_images[3, 0], A[:, 3].mean(1)  # layers t s
+titles = ["the digit", *(f"layer {layer}" for layer in range(1, 5))]
+frames, square = [], (0, 28, 28, 0)
+for query in range(16):
+    figure, axes = plt.subplots(1, 5, figsize=(7.2, 1.8))
+    axes[0].imshow(digit, extent=square, cmap="gray")
+    for axis, looked_at in zip(axes[1:], weights[:, query], strict=True):
+        picture = looked_at.view(4, 4)
+        axis.imshow(picture, extent=square, vmin=0, vmax=weights.max())
+    for axis, title in zip(axes, titles, strict=True):
+        place = 7 * (query % 4), 7 * (query // 4)
+        axis.add_patch(plt.Rectangle(place, 7, 7, fill=False, ec="C1", lw=2))
+        axis.set_title(title, fontsize=9)
+        axis.axis("off")
+    frames.append(figure)
+labels = [f"row {q // 4 + 1}, column {q % 4 + 1}" for q in range(16)]
+alt = "A test digit with one patch outlined, and where it looks in each layer."
+plot.slider(frames, labels, alt=alt, name="query patch")
+
+
+# %% [markdown]
+# How much do the maps of a layer differ? Count the attention that a patch gives elsewhere than the mean map of all queries does, once for all patches and once among those without
+# ink.
+
+# %%
+def elsewhere(maps):  # layers t s
+    return (maps - maps.mean(1, keepdim=True)).abs().sum(-1).mean().item() / 2
+
+
+brightest = reduce(digit, "(gh p1) (gw p2) -> (gh gw)", "max", p1=7, p2=7)
+empty = brightest == digit.min()
+favourites = weights[2].argmax(-1).bincount()
+assert torch.allclose(weights.sum(-1), torch.ones(4, 16), atol=1e-5)
+assert elsewhere(weights[:, empty]) < elsewhere(weights)
+glue(all_differ=100 * elsewhere(weights))
+glue(empty_differ=100 * elsewhere(weights[:, empty]))
+glue(n_empty=empty.sum().item(), favourite=favourites.max().item())
+
+
+# %% [markdown]
+# In part: {glue:text}`all_differ:.0f` % of a patch's attention lies elsewhere than the mean map. In the third layer {glue:text}`favourite` of the 16 patches look most at one and the same place. The
+# {glue:text}`n_empty` patches without ink differ least, by {glue:text}`empty_differ:.0f` %: wherever they are, they look at the same ink. It is the patches full of ink whose maps are their own.
 #
 # **Rollout.** Which patches did the answer come from? {term}`Attention rollout` {cite:p}`abnar2020` averages the heads of each layer, mixes in the identity for
 # the residual connection, and multiplies the layers up, later layers on the left:

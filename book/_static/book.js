@@ -1,0 +1,18 @@
+// The search page shows an excerpt of each result, which it fetches; a browser fetches nothing from file://.
+if (location.protocol === "file:") {
+  DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;
+}
+// The theme lets the keyboard reach what scrolls, when the page loads or changes its width; so it must when a fold opens.
+document.addEventListener("toggle", () => window.dispatchEvent(new Event("resize")), true);
+// Paper is white: a page that is read in the dark is printed in the light, and what is folded on it is printed open.
+let beforePrinting;
+window.addEventListener("beforeprint", () => {
+  const page = document.documentElement, folded = [...document.querySelectorAll("main details:not([open], .module-source)")];
+  beforePrinting = { theme: page.dataset.theme, folded };
+  page.dataset.theme = "light";
+  folded.forEach((fold) => (fold.open = true));
+});
+window.addEventListener("afterprint", () => {
+  document.documentElement.dataset.theme = beforePrinting.theme;
+  beforePrinting.folded.forEach((fold) => (fold.open = false));
+});
