@@ -23,11 +23,16 @@ EXECUTED = BUILD / "executed"
 KEYS = EXECUTED / "keys.json"
 # The most memory that each chapter held, in bytes; the cache itself keeps the time alone.
 PEAKS = EXECUTED / "peaks.json"
-# Asked of the kernel after the chapter's last cell; macOS counts bytes, Linux kilobytes.
+# Asked of the kernel after the last cell. Linux's getrusage also counts what the program held that started it.
 ASK_PEAK = """\
+import re
 import resource
-import sys
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024))"""
+from pathlib import Path
+status = Path("/proc/self/status")
+if status.exists():
+    print(1024 * int(re.search(r"VmHWM:\\s+(\\d+)", status.read_text())[1]))
+else:
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"""
 HTML = BUILD / "html"
 # What the site in HTML was made from; written last, so that an interrupted build is done again.
 BUILT = BUILD / "built"
