@@ -3,13 +3,16 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from paperwalk.ddpm import GaussianDiffusion, linear_schedule
+from paperwalk.samplers import ancestral, ddim
 from paperwalk.train import cli
 from paperwalk.train.recipes.ddpm import DDPMRecipe, estimated_bits
+from paperwalk.train.task import generator
 from paperwalk.unet import UNet, UNetConfig
 
 TINY = UNetConfig.mnist(d_model=8, multipliers=(1, 1), n_blocks=1, n_groups=2, attention_sizes=())
@@ -54,6 +57,30 @@ def test_a_shorter_process_ends_in_the_same_noise():
     short = replace(QUICK, n_steps=100).diffusion()
     assert short.alpha_bar[100] < 1e-4
     assert short.beta[1:].mean() == pytest.approx(0.1005)
+
+
+def test_images_are_drawn_by_the_sampler_that_eta_names(randomise):
+    model, process = randomise(QUICK.build()), QUICK.diffusion()
+    draws = generator(0, 0)
+    noise = torch.randn(3, 1, 28, 28, generator=draws)
+    state = draws.get_state()
+    for eta, sampler in ((None, ancestral), (0.0, ddim), (1.0, partial(ddim, eta=1.0))):
+        draws.set_state(state)
+        expected = sampler(process, model, noise, steps=4, generator=draws).images
+        assert torch.equal(QUICK.draw(model, 3, 4, eta=eta), expected)
+
+
+@pytest.mark.parametrize("eta", [None, 0.5])
+def test_the_evaluation_draws_as_the_recipe_says(eta, monkeypatch):
+    seen = []
+
+    def draw(self, model, n, *how, **named):
+        seen.append((n, how, named))
+        return torch.zeros(n, 1, 28, 28)
+
+    monkeypatch.setattr(DDPMRecipe, "draw", draw)
+    replace(QUICK, sample_eta=eta).evaluate(QUICK.build(), limit=4)
+    assert seen == [(4, (4,), {"eta": eta})]
 
 
 def test_half_of_the_images_are_mirrored():

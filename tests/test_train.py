@@ -499,6 +499,8 @@ def test_another_recipe_is_not_resumed(tmp_path):
         (lambda: Options(keep=0), "keep is 0, expected at least 1"),
         (lambda: Options(resume=True, overwrite=True), "resume and overwrite together"),
         (lambda: recipe_class("resnet"), "unknown paper 'resnet'"),
+        (lambda: recipe_class("transformer")(beta2=0.9), r"beta2 is 0\.9, expected 0\.98: Section 5\.3 fixes it"),
+        (lambda: recipe_class("transformer")(warmup=0.2), r"warmup is 0\.2, expected 0\.1"),
         (lambda: runs.from_json({"paper": "vit", "epoch": 1}), "ViTRecipe has no field epoch"),
     ],
 )

@@ -123,6 +123,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             folder = Path(temporary)
             given = arguments.python and shutil.which(arguments.python)
+            if arguments.python and not given:
+                raise ChapterError(f"no program {arguments.python!r}, which --python names")
             python = Path(given) if given else make_environment(folder / "environment")
             before = fingerprints(python)
             seconds = run(path, folder / "content", imitate(folder, python, repository))
