@@ -75,7 +75,7 @@ class ViTRecipe(Recipe):
     def named(cls) -> dict[str, "ViTRecipe"]:
         """The recipes by name."""
         return {
-            "cifar10-cpu": cls(epochs=30.0, batch_size=128, lr=1e-3),
+            "cifar10-cpu": cls(epochs=24.0, batch_size=128, lr=1e-3),
             # A tenth of the labels; with `start` it is fine-tuning, without it the comparison from scratch.
             "cifar10-finetune": cls(labels=5_000, epochs=5.0, smoothing=0.0),
             "mnist-cpu": cls(
