@@ -8,7 +8,7 @@ JUPYTERLAB := jupyterlab==4.6.6
 # One thread a process: chapters and tests run side by side, and results do not depend on the number of cores.
 RUN := OMP_NUM_THREADS=1 IPYTHONDIR="$(CURDIR)/tools/ipython" HF_HUB_OFFLINE=1
 
-.PHONY: help book test new serve lab sync refs lint lock clean data colab-check
+.PHONY: help book test new serve pdf lab sync refs lint lock clean data colab-check
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
@@ -24,6 +24,9 @@ new: .venv/ready ## Write a chapter, its module and its test, all of which pass:
 
 serve: book ## Build, then serve the book at http://localhost:8000
 	@$(BIN)/python -m http.server --directory _build/html 8000
+
+pdf: book ## Build, then print each chapter into _build/pdf, by a browser
+	@$(BIN)/python tools/pdf.py
 
 lab: .lab/ready ## Open the notebooks in JupyterLab
 	@$(RUN) .lab/bin/jupyter lab --notebook-dir notebooks

@@ -2,10 +2,13 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import pytest
+import yaml
 
 import reading
+from chapters import ROOT
 
 FRONTS = {
     "a": "No other chapter comes first.",
@@ -46,3 +49,12 @@ def test_nothing_of_the_map_overlaps():
 def test_every_chapter_but_the_primer_says_what_comes_first():
     assert [stem for stem, first in reading.needs().items() if not first] == ["einops"]
     assert not re.search(r"[^\x20-\x7e]", reading.svg())
+
+
+def test_the_table_of_contents_puts_what_comes_first_first():
+    contents = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
+    places = [Path(chapter["file"]) for part in contents["parts"] for chapter in part["chapters"]]
+    listed = [place.name for place in places if place.parent.name == "chapters"]
+    assert sorted(listed) == sorted(reading.needs())
+    for stem, first in reading.needs().items():
+        assert all(listed.index(other) < listed.index(stem) for other in first), stem

@@ -17,6 +17,8 @@ import pytest
 
 import browser as browsers
 import build
+import pdf
+import reading
 from chapters import ROOT
 
 GIVEN = os.environ.get("PAPERWALK_SITE")
@@ -235,6 +237,16 @@ def test_a_chapter_prints_without_the_bars(visit):
     assert view.evaluate(f"({shown})(document.querySelector('main h1'))")
 
 
+def test_a_chapter_becomes_a_pdf(chromium, tmp_path):
+    (file,) = pdf.write(chromium, [SITE / CHAPTERS[0]], tmp_path)
+    content = file.read_bytes()
+    assert content.startswith(b"%PDF")
+    assert content.count(b"/Type /Page\n") > 5
+    assert b"/Outlines" in content
+    with pytest.raises(FileNotFoundError, match=r"nothing.html is not built: run `make book`"):
+        pdf.write(chromium, [SITE / "nothing.html"], tmp_path)
+
+
 def test_what_is_read_in_the_dark_is_printed_in_the_light_and_unfolded(visit):
     view = visit("file", CHAPTERS[0], "dark")
     state = "() => [document.documentElement.dataset.theme, document.querySelector('main details').open]"
@@ -249,6 +261,15 @@ def test_the_map_and_the_modules_are_in_their_pages(visit):
     assert sorted(places) == sorted(page.removeprefix("book/") for page in CHAPTERS)
     folded = [page for page in CHAPTERS if 'details class="module-source"' in (SITE / page).read_text(encoding="utf-8")]
     assert [page for page in CHAPTERS if page not in folded] == ["book/chapters/einops.html"]
+
+
+def test_a_chapter_names_what_it_builds_on_and_what_it_leads_to(visit):
+    view = visit("file", "book/chapters/vit.html")
+    said = [line.split(": ")[0] for line in view.locator("nav.neighbours p").all_inner_texts()]
+    assert said == ["Builds on", "Leads to"]
+    leads = view.locator("nav.neighbours a").evaluate_all("links => links.map(link => link.getAttribute('href'))")
+    before, after = reading.needs()["vit"], [stem for stem, first in reading.needs().items() if "vit" in first]
+    assert leads == [f"{stem}.html" for stem in (*sorted(before), *sorted(after))]
 
 
 class Links(HTMLParser):
@@ -288,8 +309,8 @@ def test_links_within_the_site_lead_somewhere(page):
     assert dead == []
 
 
-def test_the_site_names_no_path_of_the_machine_that_built_it():
-    named = re.compile(re.escape(str(ROOT)) + r"|/home/\w+|/root/")
+def test_the_site_names_no_path_or_address_of_the_machine_that_built_it():
+    named = re.compile(re.escape(str(ROOT)) + r"|/home/\w+|/root/| at 0x[0-9a-f]{6}")
     assert [page for page in PAGES if named.search((SITE / page).read_text(encoding="utf-8"))] == []
 
 

@@ -105,6 +105,20 @@ def _source(app: Sphinx, name: str) -> str:
     return f'<details class="module-source">{summary}{shown}</details>'
 
 
+def _neighbours(app: Sphinx, page: str) -> str:
+    # Where to go from a chapter, by what needs what; the theme's own links follow the table of contents.
+    first, stem = reading.needs(), PurePosixPath(page).name
+    ways = {"Builds on": first[stem], "Leads to": {other for other, needed in first.items() if stem in needed}}
+
+    def links(stems: set[str]) -> str:
+        return ", ".join(
+            f'<a href="{other}.html">{app.env.titles[f"book/chapters/{other}"].astext()}</a>' for other in sorted(stems)
+        )
+
+    said = "".join(f"<p>{way}: {links(stems)}</p>" for way, stems in ways.items() if stems)
+    return f'<nav class="neighbours" aria-label="What to read before and after">{said}</nav>'
+
+
 def _finish_page(app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: Any) -> None:
     # sphinx-thebe declares a constant twice, a script error on every page; live code is Colab's part.
     for kind in ("script_files", "css_files"):
@@ -122,6 +136,8 @@ def _finish_page(app: Sphinx, page: str, template: str, context: dict[str, Any],
         body = body.replace("<p>{run-times}</p>", _run_times(app))
     if "<p>{reading-map}</p>" in body:
         body = body.replace("<p>{reading-map}</p>", reading.svg())
+    if page.startswith("book/chapters/"):
+        body += _neighbours(app, page)
     context["body"] = body
 
 
