@@ -472,9 +472,8 @@ model = CLIP(config)
 #
 # (eq-clip-6)=
 # $$
-# \text{loss}_i = -\frac{1}{n} \sum_j \log \frac{e^{s_{jj}}}{\sum_k e^{s_{jk}}},
-# \qquad
-# \text{loss}_t = -\frac{1}{n} \sum_j \log \frac{e^{s_{jj}}}{\sum_k e^{s_{kj}}}
+# \begin{aligned} \text{loss}_i &= -\frac{1}{n} \sum_j \log \frac{e^{s_{jj}}}{\sum_k e^{s_{jk}}} \cr
+# \text{loss}_t &= -\frac{1}{n} \sum_j \log \frac{e^{s_{jj}}}{\sum_k e^{s_{kj}}} \end{aligned}
 # \tag{Fig. 3, 6–9}
 # $$
 #
@@ -826,10 +825,42 @@ other = cosines[~torch.eye(200, dtype=torch.bool)].mean().item()
 assert own > other + 0.2
 glue(own=own, other=other)
 
-
 # %% [markdown]
 # The blocks are the kinds: faces are near the captions of all faces, symbols near those of symbols. The own caption has a mean cosine of {glue:text}`own:.2f`, the others of
 # {glue:text}`other:.2f`; but within a block many others are as near.
+#
+# The loss sees this matrix through a softmax along its rows. Move the slider: every eighth row and column, at five scales. When does a block lose to its diagonal?
+
+# %% mystnb={"image": {"alt": "The probabilities of 25 captions for each of 25 pictures, at five scales: all alike at first, then blocks, then single bright cells, most of them on the diagonal or near it."}}
+every = slice(0, 200, 8)
+frames, on_diagonal = [], []
+learned = round(shipped.scale().item(), 1)
+scales = sorted([1.0, 5.0, learned, 50.0, 100.0])
+for scale in scales:
+    probability = (scale * cosines[every, every]).softmax(dim=1)
+    figure, axis = plt.subplots(figsize=(4.6, 3.8))
+    figure.colorbar(axis.imshow(probability, vmin=0, vmax=1), label="probability")
+    axis.set(xlabel="caption", ylabel="picture")
+    axis.grid(False)
+    frames.append(figure)
+    on_diagonal.append(probability.diagonal().mean().item())
+assert on_diagonal == sorted(on_diagonal)
+plot.slider(
+    frames,
+    [f"{scale:g}" for scale in scales],
+    alt="Probabilities of 25 captions for 25 pictures; bright cells come out.",
+    name="scale e^t",
+)
+
+# %%
+diagonal = dict(zip(scales, on_diagonal, strict=True))
+glue(learned_scale=learned, small_scale=diagonal[1.0], own_scale=diagonal[learned])
+glue(large_scale=diagonal[100.0])
+
+
+# %% [markdown]
+# At 1 the own caption has a mean probability of {glue:text}`small_scale:.2f`, hardly more than one in 25; at the learned {glue:text}`learned_scale:.1f` it has {glue:text}`own_scale:.2f`, at 100 {glue:text}`large_scale:.2f`. There the model is
+# certain, also where it is wrong: a wrong bright cell costs the loss dearly.
 #
 # Now the captions themselves. Which five come first? Look for a name in bold, the right one.
 
@@ -948,7 +979,7 @@ glue(recall_seen=transfer["google"], recall_new=transfer["twitter"])
 # (eq-clip-7)=
 # $$
 # p(k \mid \text{image}) = \operatorname{softmax}_k\!\left(e^{t}\, I_e \cdot w_k\right),
-# \qquad
+# \quad
 # w_k = \frac{\sum_m T_e^{(k, m)}}{\lVert \sum_m T_e^{(k, m)} \rVert}
 # \tag{§3.1.4}
 # $$

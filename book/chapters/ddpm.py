@@ -60,8 +60,8 @@ from paperwalk.train.recipes.ddpm import DDPMRecipe, estimated_bits
 from paperwalk.train.task import generator
 from paperwalk.unet import UNet, UNetConfig
 
-plot.use_style()
 torch.manual_seed(0)
+plot.use_style()
 
 # %% [markdown]
 # ## Adding noise

@@ -550,11 +550,9 @@ plt.show()
 #
 # (eq-gpt-2)=
 # $$
-# h_0 = U W_e + W_p,
-# \qquad
-# h_l = \mathtt{transformer\_block}(h_{l-1}) \quad \forall l \in [1, n],
-# \qquad
-# P(u) = \operatorname{softmax}(h_n W_e^{\mathsf T})
+# \begin{aligned} h_0 &= U W_e + W_p \cr
+# h_l &= \mathtt{transformer\_block}(h_{l-1}) \quad \forall l \in [1, n] \cr
+# P(u) &= \operatorname{softmax}(h_n W_e^{\mathsf T}) \end{aligned}
 # \tag{2}
 # $$
 #

@@ -396,7 +396,7 @@ print(f"one head on one image: fused {fused:.2f} ms, naive {naive:.0f} ms")
 # $$
 # \operatorname{MSA}(\mathbf{z}) = [\operatorname{SA}_1(\mathbf{z});\ \operatorname{SA}_2(\mathbf{z});\ \cdots;\ \operatorname{SA}_k(\mathbf{z})]\,
 # \mathbf{U}_{msa},
-# \qquad \mathbf{U}_{msa} \in \mathbb{R}^{k D_h \times D}
+# \quad \mathbf{U}_{msa} \in \mathbb{R}^{k D_h \times D}
 # \tag{8}
 # $$
 #
