@@ -2,24 +2,34 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 UV := .uv/bin/uv
+PYTHONS ?= 3.11 3.12 3.13
 JUPYTERLAB := jupyterlab==4.6.6
 # One thread a process: chapters and tests run side by side, and results do not depend on the number of cores.
 RUN := OMP_NUM_THREADS=1 IPYTHONDIR="$(CURDIR)/tools/ipython" HF_HUB_OFFLINE=1
 
-.PHONY: help book test new serve pdf lab sync refs lint lock clean data colab-check
+.PHONY: help book test test-matrix new serve pdf lab sync refs lint lock clean data colab-check
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
 
-book: .venv/ready ## Install, fetch the data, execute the chapters, build the HTML
+book: $(VENV)/ready ## Install, fetch the data, execute the chapters, build the HTML
 	@$(RUN) $(BIN)/python tools/build.py
 
-test: .venv/ready ## Install, then check pairs and style, run the unit tests, run every chapter
+test: $(VENV)/ready ## Install, then check pairs and style, run the unit tests, run every chapter
 	@$(RUN) $(BIN)/python tools/check.py
 
-new: .venv/ready ## Write a chapter, its module and its test, all of which pass: make new NAME=bert
+test-matrix: $(UV) ## `make test` with each Python of the machine or of uv's; PYTHONS="3.12 /usr/bin/python3.13"
+	@for python in $(PYTHONS); do \
+	  if ! $(UV) python find --quiet $$python >/dev/null 2>&1 && ! $(UV) python install --quiet $$python >/dev/null 2>&1; then \
+	    echo "Python $$python is not on this machine and cannot be fetched: left out"; continue; \
+	  fi; \
+	  echo "== Python $$python" && $(MAKE) --no-print-directory test VENV=.matrix/$$(basename $$python) PYTHON=$$python || exit 1; \
+	done
+
+new: $(VENV)/ready ## Write a chapter, its module and its test, all of which pass: make new NAME=bert
 	@$(RUN) $(BIN)/python tools/new.py "$(NAME)"
 
 serve: book ## Build, then serve the book at http://localhost:8000
@@ -31,19 +41,19 @@ pdf: book ## Build, then print each chapter into _build/pdf, by a browser
 lab: .lab/ready ## Open the notebooks in JupyterLab
 	@$(RUN) .lab/bin/jupyter lab --notebook-dir notebooks
 
-colab-check: .venv/ready ## Run the notebooks as Colab would, in fresh environments; one: make colab-check NAME=vit
+colab-check: $(VENV)/ready ## Run the notebooks as Colab would, in fresh environments; one: make colab-check NAME=vit
 	@$(RUN) $(BIN)/python tools/colab_check.py $(NAME)
 
-sync: .venv/ready ## Write each chapter's .py and .ipynb from its .md
+sync: $(VENV)/ready ## Write each chapter's .py and .ipynb from its .md
 	@$(BIN)/python tools/sync.py
 
-refs: .venv/ready ## Store the outputs that `make test` compares with; one chapter's: make refs NAME=vit
+refs: $(VENV)/ready ## Store the outputs that `make test` compares with; one chapter's: make refs NAME=vit
 	@$(RUN) $(BIN)/python tools/sync.py --refs $(NAME)
 
-lint: .venv/ready ## Format and lint, then sync
+lint: $(VENV)/ready ## Format and lint, then sync
 	@$(BIN)/ruff format . && $(BIN)/python tools/cells.py && $(BIN)/python tools/sync.py && $(BIN)/ruff check --fix .
 
-data: .venv/ready ## Fetch and verify the chapters' data
+data: $(VENV)/ready ## Fetch and verify the chapters' data
 	@$(BIN)/python tools/build.py --data
 
 lock: $(UV) ## Resolve requirements.in into requirements.txt, with hashes
@@ -58,15 +68,15 @@ $(UV):
 	@echo "installing uv" && $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.8
 
 # Touched last, so that an interrupted install is done again.
-.venv/ready: requirements.txt pyproject.toml | $(UV)
+$(VENV)/ready: requirements.txt pyproject.toml | $(UV)
 	@start=$$SECONDS; echo "installing the environment (about 6 GB, most of it torch)"; \
-	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv && \
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.txt && \
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . && \
 	touch $@ && echo "installed in $$((SECONDS - start)) s"
 
 # JupyterLab brings forty packages that the book does not need: it has its own environment, and the book's kernel.
-.lab/ready: .venv/ready
+.lab/ready: $(VENV)/ready
 	@echo "installing JupyterLab" && $(UV) venv --quiet --allow-existing --python $(PYTHON) .lab && \
 	$(UV) pip install --quiet --python .lab/bin/python $(JUPYTERLAB) && \
 	$(BIN)/python -m ipykernel install --prefix .lab --name python3 --display-name "Python 3" >/dev/null && \
