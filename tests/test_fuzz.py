@@ -151,7 +151,13 @@ def test_a_torch_file_may_not_unpack_to_more_than_it_is(tmp_path):
 @pytest.mark.parametrize("new", [True, False])
 def test_a_torch_file_may_not_ask_for_bytes(new, tmp_path):
     torch.save({"a": readers.Planted(bytearray, 1 << 40)}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
-    with pytest.raises(ValueError, match="it makes a bytearray, expected tensors"):
+    with pytest.raises(ValueError, match="it makes a bytearray, expected tensors of numbers"):
+        checkpoints.read(tmp_path / "a.pth")
+
+
+def test_a_tensor_without_numbers_is_refused(tmp_path):
+    torch.save({"a": torch.zeros(3, device="meta")}, tmp_path / "a.pth")
+    with pytest.raises(ValueError, match="it makes a meta tensor, expected tensors of numbers"):
         checkpoints.read(tmp_path / "a.pth")
 
 

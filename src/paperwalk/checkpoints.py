@@ -32,6 +32,8 @@ WEIGHT_FILES = (
 )
 # Bytes at the front of an old torch file in which its programs are, if it is a state dict.
 PROGRAM = 1 << 26
+# Bytes that the sizes of a checkpoint may ask for without a look at its tensors.
+UNCHECKED = 1 << 31
 # Bytes of what a model computes from its sizes alone: positions.
 TABLES = 1 << 28
 # What weights and buffers are made of.
@@ -160,9 +162,10 @@ def _check_pickle(path: Path) -> None:
 
 
 def _check_program(program: bytes) -> None:
-    # The only one of the names that torch allows which takes memory at once.
-    if re.search(rb"(__builtin__|builtins)\nbytearray\n", program):
-        raise ValueError("it makes a bytearray, expected tensors")
+    # Of the names that torch allows, one takes memory at once, and one makes tensors without numbers.
+    found = re.search(rb"(?:__builtin__|builtins)\n(bytearray)\n|(_rebuild_meta_tensor)", program)
+    if found:
+        raise ValueError(f"it makes a {(found[1] or b'meta tensor').decode()}, expected tensors of numbers")
 
 
 def _pack(tensors: Mapping[str, Tensor], bits: int) -> Tensors:
@@ -295,16 +298,32 @@ def build(
         # Each block has a tensor at least, and without this a number alone would keep a processor busy.
         if field.name.endswith(("layers", "blocks")) and value > len(tensors):
             raise ValueError(f"{field.name}={value}, expected at most {len(tensors)}, the number of tensors")
-    with described("config.json"), torch.device("meta"), _Shapes():
-        shapes = model(config)
     given = {name: tensor for name, tensor in tensors.items() if not name.startswith(initial)}
-    _check_fit(shapes, given | _beginning(shapes, initial))
-    tables = sum(buffer.nbytes for name, buffer in shapes.named_buffers() if name not in given)
-    if tables > TABLES:
-        raise ValueError(f"the sizes ask for tables of {tables} bytes, expected at most {TABLES}")
-    built = model(config)
+    held = sum(tensor.nbytes for tensor in tensors.values())
+    # Where the sizes could not ask for much, the check is left out: torch takes seconds to load what it needs.
+    if _most_bytes(config, len(tensors)) > max(UNCHECKED, 64 * held):
+        with described("config.json"), torch.device("meta"), _Shapes():
+            shapes = model(config)
+        _check_fit(shapes, given | _beginning(shapes, initial))
+        tables = sum(buffer.nbytes for name, buffer in shapes.named_buffers() if name not in given)
+        if tables > TABLES:
+            raise ValueError(f"the sizes ask for tables of {tables} bytes, expected at most {TABLES}")
+    with described("config.json"):
+        built = model(config)
     load_exactly(built, given | _beginning(built, initial))
     return built
+
+
+def _most_bytes(config: Any, n_tensors: int) -> int:
+    """More than a model of this configuration takes: its two largest sizes are those of each of its tensors."""
+    values = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    sizes = [value for value in values if type(value) is int]
+    patch = getattr(config, "patch_size", 1)
+    sizes.append((getattr(config, "image_size", 1) // patch) ** 2)
+    sizes.append(getattr(config, "d_model", 1) * max(getattr(config, "multipliers", (1,))))
+    first, second = sorted(sizes)[-2:]
+    # Single precision, and three projections in one matrix or nine weights of a convolution.
+    return 12 * first * second * patch * n_tensors
 
 
 def _beginning(module: nn.Module, names: tuple[str, ...]) -> Tensors:
