@@ -86,6 +86,8 @@ PUBLISHED = {
 def checkpoint_readers(place: Path) -> dict[str, Reader]:
     """config.json of each model, and the two kinds of files of weights."""
     found = {}
+    # torch loads what a tensor without numbers needs at the first use, and takes seconds for it.
+    torch.empty(1, device="meta").normal_()
     for name, model in models().items():
         where = place / name
         model.save_pretrained(where)
