@@ -10,7 +10,7 @@ JUPYTERLAB := jupyterlab==4.6.6
 # One thread a process: chapters and tests run side by side, and results do not depend on the number of cores.
 RUN := OMP_NUM_THREADS=1 IPYTHONDIR="$(CURDIR)/tools/ipython" HF_HUB_OFFLINE=1
 
-.PHONY: help book test test-matrix new serve pdf lab sync refs lint lock clean data colab-check
+.PHONY: help book test test-matrix new serve pdf lab sync refs lint lock clean data colab-check fuzz
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -55,6 +55,9 @@ lint: $(VENV)/ready ## Format and lint, then sync
 
 data: $(VENV)/ready ## Fetch and verify the chapters' data
 	@$(BIN)/python tools/build.py --data
+
+fuzz: $(VENV)/ready ## Feed damaged files to every reader: make fuzz N=1000000 SEED=1
+	@$(RUN) $(BIN)/python tools/fuzz.py --inputs $(or $(N),100000) --seed $(or $(SEED),0)
 
 lock: $(UV) ## Resolve requirements.in into requirements.txt, with hashes
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \

@@ -17,6 +17,7 @@ from pathlib import Path
 import nbformat
 
 from chapters import ROOT, TIMEOUT, ChapterError, chapters, code, datasets, key, read
+from paperwalk.files import write_whole
 
 BUILD = ROOT / "_build"
 EXECUTED = BUILD / "executed"
@@ -142,9 +143,7 @@ def n_cores() -> int:
 
 def replace(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path.parent, {path.name: text})
 
 
 def fetch_npm(package: str) -> Path:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from chapters import ROOT, ChapterError, chapters
+from paperwalk.files import write_whole
 
 WIDTH = 84
 CELL = re.compile(
@@ -36,7 +37,7 @@ def main() -> int:
         if new != text:
             stale.append(path)
             if not check:
-                path.write_text(new, encoding="utf-8")
+                write_whole(path.parent, {path.name: new})
     for path in stale if check else []:
         print(f"{path.relative_to(ROOT)} has cells that are not formatted: run `make lint`")
     return bool(check and stale)

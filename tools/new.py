@@ -8,6 +8,7 @@ from pathlib import Path
 
 import sync
 from chapters import CHAPTERS, ROOT, SOURCE, ChapterError
+from paperwalk.files import write_whole
 
 TEMPLATE = Path(__file__).parent / "template"
 
@@ -55,7 +56,7 @@ def insert(path: Path, pattern: str, line: str) -> None:
     if not places:
         raise ChapterError(f"{path.relative_to(ROOT)} has no line {pattern!r} to put {line!r} below: add it by hand")
     lines.insert(places[-1] + 1, line)
-    path.write_text("\n".join(lines), encoding="utf-8")
+    write_whole(path.parent, {path.name: "\n".join(lines)})
 
 
 def main() -> None:

@@ -8,7 +8,6 @@ One direction only: the .md is the source. Reference outputs, of the cells tagge
 
 import argparse
 import hashlib
-import os
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import yaml
 
 from chapters import CHAPTERS, CHECKED, NOTEBOOKS, ROOT, TIMEOUT, ChapterError, chapters, code, read
 from pages import PAGES
+from paperwalk.files import write_whole
 from plain import plain
 
 BOOTSTRAP = """\
@@ -142,11 +142,8 @@ def store_references(stems: list[str]) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write a file whole or not at all, and only if that changes it."""
-    path.parent.mkdir(exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_whole(path.parent, {path.name: text})
 
 
 def update(references: list[str] | None = None) -> None:

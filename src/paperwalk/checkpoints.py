@@ -5,18 +5,23 @@ Nothing is unpickled, except that a published `.pth`/`.bin` file goes through to
 
 import dataclasses
 import json
-import os
 import pickle
 import re
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from paperwalk.files import parse_json, write_whole
 
 Tensors = dict[str, Tensor]
+Module = TypeVar("Module", bound=nn.Module)
 SCALE = ".int8_scale"
 # Those of ours and of transformers, then those of diffusers.
 WEIGHT_FILES = (
@@ -25,6 +30,15 @@ WEIGHT_FILES = (
     "diffusion_pytorch_model.safetensors",
     "diffusion_pytorch_model.bin",
 )
+# Bytes at the front of an old torch file in which its programs are, if it is a state dict.
+PROGRAM = 1 << 26
+# Bytes that the sizes of a checkpoint may ask for without a look at its tensors.
+UNCHECKED = 1 << 31
+# Bytes of what a model computes from its sizes alone: positions.
+TABLES = 1 << 28
+# What weights and buffers are made of.
+DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64, torch.complex128, torch.bool}
+DTYPES |= {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
 
 
 def read(source: str | Path) -> tuple[dict[str, Any], Tensors]:
@@ -46,10 +60,7 @@ def read(source: str | Path) -> tuple[dict[str, Any], Tensors]:
     config_path = path / "config.json"
     if not config_path.is_file():
         raise FileNotFoundError(f"{path} holds no config.json, expected a checkpoint folder")
-    try:
-        config = json.loads(config_path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{config_path} is not JSON: {error}") from None
+    config = parse_json(config_path.read_bytes(), str(config_path))
     if not isinstance(config, dict):
         raise ValueError(f"{config_path} holds a {type(config).__name__}, expected a JSON object")
     for name in WEIGHT_FILES:
@@ -87,12 +98,13 @@ def _read_tensors(path: Path) -> Tensors:
         if path.suffix == ".safetensors":
             tensors = safetensors.torch.load_file(path)
         else:
+            _check_pickle(path)
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # With code in it, torch's loader says which name it refused; that is worth passing on.
         reason = re.sub(r"\s+", " ", str(error))[:300]
         raise ValueError(f"{path} is not a file of plain tensors: {reason}") from None
-    except (OSError, MemoryError):
+    except (FileNotFoundError, PermissionError, IsADirectoryError):
         raise
     except Exception as error:
         if "TorchScript" in str(error):
@@ -108,10 +120,52 @@ def _read_tensors(path: Path) -> Tensors:
     named = isinstance(tensors, Mapping) and all(isinstance(name, str) for name in tensors)
     if not named or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise ValueError(f"{path} holds something other than named tensors, expected a state dict")
+    size = path.stat().st_size
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"{path}: tensor {name} holds NaN or infinity, expected finite weights")
+        _check_tensor(tensor, f"{path}: tensor {name}", size)
     return _unpack(tensors)
+
+
+def _check_tensor(tensor: Tensor, name: str, size: int) -> None:
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype in DTYPES
+    # A view may repeat a few bytes without end.
+    if not plain or tensor.numel() * tensor.element_size() > size:
+        kind = f"{tensor.layout} on {tensor.device}, {tensor.dtype} of shape {tuple(tensor.shape)}"
+        raise ValueError(f"{name} is {kind}, expected numbers, no more than the file's {size} bytes hold")
+    if tensor.is_floating_point() and not tensor.isfinite().all():
+        raise ValueError(f"{name} holds NaN or infinity, expected finite weights")
+
+
+def _check_pickle(path: Path) -> None:
+    """Refuse what makes torch's loader take memory that the file does not have.
+
+    Raises:
+        ValueError: entries packed, or more than the file has room for, or bytes of a length that is merely stated.
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            _check_program(file.read(PROGRAM))
+        return
+    with zipfile.ZipFile(path) as file:
+        entries = file.infolist()
+    if any(each.filename.endswith("/constants.pkl") for each in entries):
+        # A TorchScript program, which torch's loader names and does not read.
+        return
+    packed = [each.filename for each in entries if each.compress_type != zipfile.ZIP_STORED]
+    total, size = sum(each.file_size for each in entries), path.stat().st_size
+    if packed or total > size:
+        raise ValueError(f"entries of {total} bytes in {size}, {len(packed)} compressed, expected them as they are")
+    with zipfile.ZipFile(path) as file:
+        for each in entries:
+            if each.filename.endswith(".pkl"):
+                _check_program(file.read(each))
+
+
+def _check_program(program: bytes) -> None:
+    # Of the names that torch allows, one takes memory at once, and one makes tensors without numbers.
+    found = re.search(rb"(?:__builtin__|builtins)\n(bytearray)\n|(_rebuild_meta_tensor)", program)
+    if found:
+        raise ValueError(f"it makes a {(found[1] or b'meta tensor').decode()}, expected tensors of numbers")
 
 
 def _pack(tensors: Mapping[str, Tensor], bits: int) -> Tensors:
@@ -186,6 +240,11 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: a tensor is missing, left over, of another shape, or of integers for floats; they are named.
     """
+    _check_fit(module, tensors)
+    module.load_state_dict(dict(tensors))
+
+
+def _check_fit(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     own = module.state_dict()
     problems = [f"missing {name} {tuple(own[name].shape)}" for name in own if name not in tensors]
     problems += [f"left over {name} {tuple(tensors[name].shape)}" for name in tensors if name not in own]
@@ -202,7 +261,73 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if problems:
         shown = "\n  ".join(problems[:10] + [f"… and {len(problems) - 10} more"] * (len(problems) > 10))
         raise ValueError(f"the checkpoint does not fit {type(module).__name__}:\n  {shown}")
-    module.load_state_dict(dict(tensors))
+
+
+@contextmanager
+def described(source: str | Path) -> Iterator[None]:
+    """For reading a configuration: whatever fails on values of a strange kind is a ValueError that names the source."""
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"{source} describes no model: {type(error).__name__}, {reason[:200]}") from error
+
+
+class _Shapes(TorchFunctionMode):
+    """Leaves out the draws of an initialisation: idle without numbers, and torch takes seconds to load them."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (Tensor.normal_, Tensor.uniform_):
+            return args[0]
+        return (torch.empty if func is torch.randn else func)(*args, **(kwargs or {}))
+
+
+def build(
+    model: Callable[[Any], Module], config: Any, tensors: Mapping[str, Tensor], initial: tuple[str, ...] = ()
+) -> Module:
+    """The model of this configuration with these weights; memory is taken only once they are known to fit.
+
+    Args:
+        initial: beginnings of the names of parameters that keep their initial values.
+
+    Raises:
+        ValueError: as `load_exactly`; or sizes that the tensors cannot have.
+    """
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        # Each block has a tensor at least, and without this a number alone would keep a processor busy.
+        if field.name.endswith(("layers", "blocks")) and value > len(tensors):
+            raise ValueError(f"{field.name}={value}, expected at most {len(tensors)}, the number of tensors")
+    given = {name: tensor for name, tensor in tensors.items() if not name.startswith(initial)}
+    held = sum(tensor.nbytes for tensor in tensors.values())
+    # Where the sizes could not ask for much, the check is left out: torch takes seconds to load what it needs.
+    if _most_bytes(config, len(tensors)) > max(UNCHECKED, 64 * held):
+        with described("config.json"), torch.device("meta"), _Shapes():
+            shapes = model(config)
+        _check_fit(shapes, given | _beginning(shapes, initial))
+        tables = sum(buffer.nbytes for name, buffer in shapes.named_buffers() if name not in given)
+        if tables > TABLES:
+            raise ValueError(f"the sizes ask for tables of {tables} bytes, expected at most {TABLES}")
+    with described("config.json"):
+        built = model(config)
+    load_exactly(built, given | _beginning(built, initial))
+    return built
+
+
+def _most_bytes(config: Any, n_tensors: int) -> int:
+    """More than a model of this configuration takes: its two largest sizes are those of each of its tensors."""
+    values = [getattr(config, field.name) for field in dataclasses.fields(config)]
+    sizes = [value for value in values if type(value) is int]
+    patch = getattr(config, "patch_size", 1)
+    sizes.append((getattr(config, "image_size", 1) // patch) ** 2)
+    sizes.append(getattr(config, "d_model", 1) * max(getattr(config, "multipliers", (1,))))
+    first, second = sorted(sizes)[-2:]
+    # Single precision, and three projections in one matrix or nine weights of a convolution.
+    return 12 * first * second * patch * n_tensors
+
+
+def _beginning(module: nn.Module, names: tuple[str, ...]) -> Tensors:
+    return {name: tensor for name, tensor in module.state_dict().items() if name.startswith(names)}
 
 
 def config_from(config_class: type, values: Mapping[str, Any], architecture: str) -> Any:
@@ -221,7 +346,8 @@ def config_from(config_class: type, values: Mapping[str, Any], architecture: str
             f"config.json of a {architecture}: unknown fields {sorted(set(given) - expected)}, "
             f"missing fields {sorted(expected - set(given))}"
         )
-    return config_class(**given)
+    with described("config.json"):
+        return config_class(**given)
 
 
 def published_sizes(values: Mapping[str, Any], fields: Mapping[str, str], architecture: str) -> dict[str, Any]:
@@ -242,7 +368,7 @@ def published_sizes(values: Mapping[str, Any], fields: Mapping[str, str], archit
 
 
 def write(folder: str | Path, module: nn.Module, architecture: str, config: Any, bits: int = 32) -> None:
-    """Write model.safetensors and config.json; each file appears whole or not at all.
+    """Write model.safetensors and config.json; each file appears whole or not at all, neither before both are written.
 
     Args:
         folder: made if it does not exist.
@@ -257,15 +383,6 @@ def write(folder: str | Path, module: nn.Module, architecture: str, config: Any,
     """
     if bits not in (8, 16, 32):
         raise ValueError(f"bits is {bits}, expected 8, 16 or 32")
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = _pack(module.state_dict(), bits)
     text = json.dumps({"paperwalk": architecture, **dataclasses.asdict(config)}, indent=2) + "\n"
-    contents = {"model.safetensors": safetensors.torch.save(tensors), "config.json": text.encode()}
-    for name, content in contents.items():
-        temporary = folder / f".{name}.{os.getpid()}"
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, folder / name)
-        finally:
-            temporary.unlink(missing_ok=True)
+    write_whole(folder, {"model.safetensors": safetensors.torch.save(tensors), "config.json": text})

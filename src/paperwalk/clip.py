@@ -373,14 +373,14 @@ class CLIP(nn.Module):
         if "paperwalk" in values:
             config = checkpoints.config_from(CLIPConfig, values, "CLIP")
         elif values:
-            sizes, tensors = from_transformers(values, tensors)
-            config = CLIPConfig(**sizes)
+            with checkpoints.described(source):
+                sizes, tensors = from_transformers(values, tensors)
+                config = CLIPConfig(**sizes)
         else:
-            sizes, tensors = from_openai(tensors)
-            config = config or CLIPConfig(**sizes)
-        model = cls(config)
-        checkpoints.load_exactly(model, tensors)
-        return model.eval()
+            with checkpoints.described(source):
+                sizes, tensors = from_openai(tensors)
+                config = config or CLIPConfig(**sizes)
+        return checkpoints.build(cls, config, tensors).eval()
 
     def save_pretrained(self, folder: str | Path, *, bits: int = 32) -> None:
         """Write the model to a folder that `from_pretrained` reads; `bits` a weight, as in `checkpoints.write`."""

@@ -241,15 +241,14 @@ class GPT(nn.Module):
         if "paperwalk" in values:
             config = checkpoints.config_from(GPTConfig, values, "GPT")
         elif values:
-            sizes, tensors = from_transformers(values, tensors)
-            config = GPTConfig(**sizes)
+            with checkpoints.described(source):
+                sizes, tensors = from_transformers(values, tensors)
+                config = GPTConfig(**sizes)
         elif config is not None:
             tensors = our_names(tensors)
         else:
             raise ValueError(f"{source} states no sizes, expected a folder with config.json, or config=GPTConfig(…)")
-        model = cls(config)
-        checkpoints.load_exactly(model, tensors)
-        return model
+        return checkpoints.build(cls, config, tensors)
 
     def save_pretrained(self, folder: str | Path, *, bits: int = 32) -> None:
         """Write the model to a folder that `from_pretrained` reads; `bits` a weight, as in `checkpoints.write`."""

@@ -423,20 +423,17 @@ class MAE(nn.Module):
         if "paperwalk" in values:
             config = checkpoints.config_from(MAEConfig, values, "MAE")
         elif values:
-            sizes, tensors = from_transformers(values, tensors)
-            config = MAEConfig(**sizes)
+            with checkpoints.described(source):
+                sizes, tensors = from_transformers(values, tensors)
+                config = MAEConfig(**sizes)
         elif config is not None:
             tensors = our_names(tensors, OFFICIAL)
         else:
-            sizes, tensors = from_official(tensors)
-            config = MAEConfig(**sizes)
-        model = cls(config)
-        if new_decoder:
-            decoder = ("decoder_", "mask_token")
-            fresh = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(decoder)}
-            tensors = {name: t for name, t in tensors.items() if not name.startswith(decoder)} | fresh
-        checkpoints.load_exactly(model, tensors)
-        return model.eval()
+            with checkpoints.described(source):
+                sizes, tensors = from_official(tensors)
+                config = MAEConfig(**sizes)
+        initial = ("decoder_", "mask_token") if new_decoder else ()
+        return checkpoints.build(cls, config, tensors, initial).eval()
 
     def save_pretrained(self, folder: str | Path, *, bits: int = 32) -> None:
         """Write the model to a folder that `from_pretrained` reads; `bits` a weight, as in `checkpoints.write`."""

@@ -136,9 +136,7 @@ class Judge(nn.Module):
         """
         packaged = JUDGES / str(source)
         values, tensors = checkpoints.read(packaged if (packaged / "config.json").is_file() else source)
-        model = cls(checkpoints.config_from(JudgeConfig, values, "Judge"))
-        checkpoints.load_exactly(model, tensors)
-        return model.eval()
+        return checkpoints.build(cls, checkpoints.config_from(JudgeConfig, values, "Judge"), tensors).eval()
 
     def save_pretrained(self, folder: str | Path, *, bits: int = 32) -> None:
         """Write the judge to a folder that `from_pretrained` reads; `bits` a weight, as in `checkpoints.write`."""

@@ -346,11 +346,10 @@ class Transformer(nn.Module):
         if "paperwalk" in values:
             config = checkpoints.config_from(TransformerConfig, values, "Transformer")
         else:
-            sizes, tensors = from_marian(values, tensors)
-            config = TransformerConfig(**sizes)
-        model = cls(config)
-        checkpoints.load_exactly(model, tensors)
-        return model
+            with checkpoints.described(source):
+                sizes, tensors = from_marian(values, tensors)
+                config = TransformerConfig(**sizes)
+        return checkpoints.build(cls, config, tensors)
 
     def save_pretrained(self, folder: str | Path, *, bits: int = 32) -> None:
         """Write the model to a folder that `from_pretrained` reads; `bits` a weight, as in `checkpoints.write`."""

@@ -299,11 +299,10 @@ class UNet(nn.Module):
         if "paperwalk" in values:
             config = checkpoints.config_from(UNetConfig, values, "UNet")
         else:
-            sizes, tensors = from_diffusers(values, tensors)
-            config = UNetConfig(**sizes)
-        model = cls(config)
-        checkpoints.load_exactly(model, tensors)
-        return model.eval()
+            with checkpoints.described(source):
+                sizes, tensors = from_diffusers(values, tensors)
+                config = UNetConfig(**sizes)
+        return checkpoints.build(cls, config, tensors).eval()
 
     def save_pretrained(self, folder: str | Path, *, bits: int = 32) -> None:
         """Write the model to a folder that `from_pretrained` reads; `bits` a weight, as in `checkpoints.write`."""

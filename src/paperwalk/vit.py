@@ -280,22 +280,22 @@ class ViT(nn.Module):
         if "paperwalk" in values:
             config = checkpoints.config_from(ViTConfig, values, "ViT")
         elif values:
-            sizes, tensors = from_transformers(values, tensors)
-            config = ViTConfig(**sizes)
+            with checkpoints.described(source):
+                sizes, tensors = from_transformers(values, tensors)
+                config = ViTConfig(**sizes)
         elif config is not None:
             tensors = our_names(tensors, TORCHVISION)
         else:
-            sizes, tensors = from_torchvision(tensors)
-            config = ViTConfig(**sizes)
+            with checkpoints.described(source):
+                sizes, tensors = from_torchvision(tensors)
+                config = ViTConfig(**sizes)
         if image_size is not None and image_size != config.image_size:
             resized = replace(config, image_size=image_size)
             positions = tensors.get("positions.weight")
             if positions is not None and positions.ndim == 2:
                 tensors["positions.weight"] = resize_positions(positions.float(), config.grid, resized.grid)
             config = resized
-        model = cls(config)
-        checkpoints.load_exactly(model, tensors)
-        return model.eval()
+        return checkpoints.build(cls, config, tensors).eval()
 
     def save_pretrained(self, folder: str | Path, *, bits: int = 32) -> None:
         """Write the model to a folder that `from_pretrained` reads; `bits` a weight, as in `checkpoints.write`."""

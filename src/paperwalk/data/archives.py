@@ -13,7 +13,30 @@ from pathlib import Path
 # Twice the largest member of any dataset here (47 MB: the training images of MNIST).
 MEMBER_LIMIT = 100 << 20
 
-_DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+# Of a whole archive, unpacked, and of what stands before a member: names longer than a hundred bytes and the like.
+ARCHIVE_LIMIT = 1 << 31
+HEADER_LIMIT = 1 << 14
+
+_DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, OverflowError, RecursionError)
+
+
+class _Bounded:
+    """An unpacked archive of which little may be read at once, for tarfile believes any length that it reads."""
+
+    def __init__(self, file: gzip.GzipFile):
+        self._file = file
+        self.limit = HEADER_LIMIT
+        self.tell = file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.limit:
+            raise ValueError(f"{size} bytes at once, expected at most {self.limit}")
+        return self._file.read(size)
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        if not 0 <= place <= ARCHIVE_LIMIT:
+            raise ValueError(f"byte {place}, expected at most {ARCHIVE_LIMIT}")
+        return self._file.seek(place, whence)
 
 
 def read_members(path: Path, names: Sequence[str]) -> list[bytes]:
@@ -25,22 +48,29 @@ def read_members(path: Path, names: Sequence[str]) -> list[bytes]:
     """
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(path, "r:gz") as archive:
+        with gzip.open(path) as unpacked, tarfile.open(fileobj=(file := _Bounded(unpacked)), mode="r:") as archive:
             for member in archive:
+                # A size below zero would lead back, again and again.
+                if member.size < 0:
+                    raise ValueError(f"member {member.name} of {member.size} bytes, expected at least 0")
                 if member.name not in names:
                     continue
                 if not member.isfile() or member.size > MEMBER_LIMIT:
                     raise ValueError(
-                        f"{path.name}: member {member.name} of {member.size} bytes, "
+                        f"member {member.name} of {member.size} bytes, "
                         f"expected a regular file of at most {MEMBER_LIMIT}"
                     )
-                file = archive.extractfile(member)
-                assert file is not None
-                found[member.name] = file.read()
+                content = archive.extractfile(member)
+                assert content is not None
+                file.limit = MEMBER_LIMIT
+                found[member.name] = content.read()
+                file.limit = HEADER_LIMIT
                 if len(found) == len(names):
                     break
     except _DAMAGED as error:
         raise ValueError(f"{path.name}: truncated or damaged archive ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
     missing = [name for name in names if name not in found]
     if missing:
         raise ValueError(f"{path.name}: expected members {', '.join(missing)} are not in the archive")

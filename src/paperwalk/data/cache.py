@@ -49,7 +49,8 @@ def read_cache(name: str, recipe: Recipe) -> Arrays:
     path = cache_file(name)
     try:
         return check(load_file(path), recipe.sha256, recipe.keys)
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError) as error:
+        # A type that numpy does not have is a TypeError, one that torch does not have a KeyError.
         raise ValueError(f"cache file {path} is damaged: {error}") from error
 
 

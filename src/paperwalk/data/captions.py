@@ -87,7 +87,11 @@ def read_captioned(path: str | Path) -> Captioned:
     folder = Path(path).parent
 
     def check(picture: str, _: str) -> None:
-        if not (folder / picture).is_file():
+        try:
+            found = (folder / picture).is_file()
+        except OSError as error:
+            raise ValueError(f"no file {picture[:80]!r}…: {error.strerror}") from None
+        if not found:
             raise ValueError(f"no file {folder / picture}")
 
     pictures: dict[str, list[Path]] = {}

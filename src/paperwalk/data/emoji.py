@@ -9,7 +9,6 @@ npm emojibase-data (names and keywords of Unicode CLDR, MIT).
 """
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,9 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from paperwalk.data.archives import read_members
+from paperwalk.data.decode import opened
 from paperwalk.data.sources import Arrays, progress
+from paperwalk.files import parse_json
 
 PACKAGES = ("emoji-datasource-google@16.0.0", "emoji-datasource-twitter@16.0.0", "emojibase-data@17.0.0")
 ARTISTS = ("google", "twitter")
@@ -100,15 +101,10 @@ def read_picture(data: bytes) -> UInt8[np.ndarray, "4 32 32"]:
     Raises:
         ValueError: damaged, no PNG, or of another size.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.size != (PUBLISHED_SIDE, PUBLISHED_SIDE):
-                raise ValueError(f"PNG of {image.size} pixels, expected {PUBLISHED_SIDE} x {PUBLISHED_SIDE}")
-            pixels = np.asarray(image.convert("RGBA")).astype(np.int64)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"damaged PNG of {len(data)} bytes: {error}") from error
+    with opened(data, ["PNG"], f"damaged PNG of {len(data)} bytes") as image:
+        if image.size != (PUBLISHED_SIDE, PUBLISHED_SIDE):
+            raise ValueError(f"PNG of {image.size} pixels, expected {PUBLISHED_SIDE} x {PUBLISHED_SIDE}")
+        pixels = np.asarray(image.convert("RGBA")).astype(np.int64)
     block = PUBLISHED_SIDE // SIDE
     # In integers, rounded half up, so that every machine has the same bytes.
     alpha = pixels[..., 3:]
@@ -140,7 +136,7 @@ def _families(codes: Sequence[str], pictures: UInt8[np.ndarray, "a b 4 32 32"]) 
 
 
 def _entries(table: bytes, what: str) -> list[Mapping[str, Any]]:
-    entries = json.loads(table)
+    entries = parse_json(table, what)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{what} is not a list of objects, expected one an emoji")
     return entries
@@ -152,9 +148,18 @@ def decode_emoji(paths: list[Path]) -> Arrays:
     Raises:
         ValueError: a package holds something else.
     """
+    try:
+        return _decode(paths)
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"a package holds other tables than expected: {error!r}") from error
+
+
+def _decode(paths: list[Path]) -> Arrays:
     (drawn,) = read_members(paths[0], ["package/emoji.json"])
     named, messages = read_members(paths[2], ["package/en/data.json", "package/en/messages.json"])
-    kinds = {subgroup["order"]: subgroup["message"] for subgroup in json.loads(messages)["subgroups"]}
+    kinds = {
+        subgroup["order"]: subgroup["message"] for subgroup in parse_json(messages, "en/messages.json")["subgroups"]
+    }
 
     def bare(code: str) -> str:
         return code.replace("-FE0F", "")

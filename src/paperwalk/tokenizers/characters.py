@@ -4,7 +4,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from paperwalk.tokenizers.files import checked_ids, parse_json, write_texts
+from paperwalk.files import parse_json, write_whole
+from paperwalk.tokenizers.files import checked_ids
 
 
 class CharTokenizer:
@@ -53,7 +54,7 @@ class CharTokenizer:
 
     def save(self, folder: str | Path) -> None:
         """Write characters.json to a folder, for `load`."""
-        write_texts(folder, {"characters.json": json.dumps(self.characters) + "\n"})
+        write_whole(folder, {"characters.json": json.dumps(self.characters) + "\n"})
 
     @classmethod
     def load(cls, folder: str | Path) -> "CharTokenizer":

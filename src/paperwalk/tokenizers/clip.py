@@ -29,6 +29,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from paperwalk.files import write_whole
 from paperwalk.tokenizers.bpe import (
     CACHED_WORDS,
     END_OF_TEXT,
@@ -37,7 +38,7 @@ from paperwalk.tokenizers.bpe import (
     byte_characters,
     learn_merges,
 )
-from paperwalk.tokenizers.files import checked_ids, write_texts
+from paperwalk.tokenizers.files import checked_ids
 
 START_OF_TEXT = "<|startoftext|>"
 WORD_END = b"</w>"
@@ -194,7 +195,7 @@ class ClipTokenizer:
             return "".join(characters[byte] for byte in body) + mark
 
         lines = ["#version: 0.2", *(f"{written(left)} {written(right)}" for left, right in self.merges)]
-        write_texts(folder, {FILE: "\n".join(lines) + "\n"})
+        write_whole(folder, {FILE: "\n".join(lines) + "\n"})
 
     @classmethod
     def load(cls, folder: str | Path) -> "ClipTokenizer":

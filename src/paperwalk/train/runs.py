@@ -6,7 +6,6 @@ end the model in `from_pretrained`'s format, card.json (figures, where they come
 
 import dataclasses
 import json
-import os
 import shutil
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from paperwalk.files import parse_json, write_whole
 from paperwalk.train.engine import Options, Run
 from paperwalk.train.precision import fast_precision
 from paperwalk.train.provenance import provenance, thinned
@@ -39,7 +39,10 @@ def from_json(values: Mapping[str, Any]) -> Recipe:
     if not isinstance(values, Mapping):
         raise ValueError(f"a recipe is given as {values!r}, expected its fields")
     fields = {name: value for name, value in values.items() if name != "paper"}
-    return _build(recipe_class(values.get("paper", "")), fields)
+    try:
+        return _build(recipe_class(values.get("paper", "")), fields)
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(f"a recipe has a value of a strange kind: {error}") from error
 
 
 def _build(cls: type, values: Mapping[str, Any]) -> Any:
@@ -68,7 +71,7 @@ def read_json(path: Path, *names: str) -> dict[str, Any]:
         ValueError: it is damaged.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_bytes(), "it")
         return values | {name: values[name] for name in names}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from None
@@ -199,9 +202,7 @@ def evaluate(recipe: Recipe, folder: Path, limit: int | None = None) -> dict[str
 def write_json(path: Path, values: Any) -> None:
     """Write values as JSON, whole or not at all."""
     text = json.dumps(values, indent=2, ensure_ascii=False, default=str)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path.parent, {path.name: text + "\n"})
 
 
 def draw(curve: Sequence[Sequence[int | float]], path: Path) -> None:

@@ -17,6 +17,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from paperwalk.files import parse_json
+
 
 class State(NamedTuple):
     """The number of steps done, tensors by name, and what JSON can hold."""
@@ -33,8 +35,7 @@ def write_state(folder: Path, state: State, *, keep: int) -> None:
         OSError: the disk is full or gone; the states before it stay.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for left in folder.glob(".step-*"):
-        shutil.rmtree(left, ignore_errors=True)
+    _tidy(folder)
     place = folder / f"step-{state.step:08d}"
     temporary = folder / f".{place.name}.{os.getpid()}"
     try:
@@ -46,26 +47,40 @@ def write_state(folder: Path, state: State, *, keep: int) -> None:
         about = {"step": state.step, "sha256": hashlib.sha256(content).hexdigest(), "values": state.values}
         (temporary / "state.json").write_text(json.dumps(about), encoding="utf-8")
         if place.exists():
-            shutil.rmtree(place)
+            # Out of the way in one step: half removed it would be neither the old state nor the new one.
+            os.replace(place, folder / f"{temporary.name}.old")
         os.replace(temporary, place)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _tidy(folder)
     # Those of later steps are of a run that went back to an earlier state: damaged, or to be made again.
     steps = sorted(folder.glob("step-*"))
     for old in [path for path in steps if path > place] + [path for path in steps if path <= place][:-keep]:
         shutil.rmtree(old, ignore_errors=True)
 
 
+def _tidy(folder: Path) -> None:
+    """Remove what an interrupted call left; a state that it had moved out of the way goes back."""
+    for left in folder.glob(".step-*"):
+        place = folder / left.name[1:].split(".")[0]
+        if left.suffix == ".old" and not place.exists():
+            os.replace(left, place)
+        else:
+            shutil.rmtree(left, ignore_errors=True)
+
+
 def newest_state(folder: Path) -> State | None:
     """The newest state in the folder that is whole; a damaged one is named in a warning and passed over."""
+    _tidy(folder)
     for place in sorted(folder.glob("step-*"), reverse=True):
         try:
-            about = json.loads((place / "state.json").read_text(encoding="utf-8"))
+            about = parse_json((place / "state.json").read_bytes(), "state.json")
             content = (place / "state.safetensors").read_bytes()
             if hashlib.sha256(content).hexdigest() != about["sha256"]:
                 raise ValueError("its content is not what was written")
+            if type(about["step"]) is not int or not isinstance(about["values"], dict):
+                raise ValueError("its step is no integer or its values are no object")
             return State(about["step"], safetensors.torch.load(content), about["values"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, safetensors.SafetensorError) as error:
             warnings.warn(f"{place} is damaged ({error}); going back to the state before it", stacklevel=2)
     return None
 
