@@ -45,8 +45,7 @@ from einops import rearrange, reduce
 from matplotlib import pyplot as plt
 from torch import nn
 
-from paperwalk import plot
-from paperwalk.data import load
+from paperwalk import data, plot
 from paperwalk.experiments import vit as experiment
 from paperwalk.nn import (
     MultiHeadAttention,
@@ -1112,12 +1111,13 @@ folder = checkpoint("vit-cifar10")
 photographer = ViT.from_pretrained(folder)
 card = json.loads((folder / "card.json").read_text())
 said = card["metrics"]["accuracy"]
-assert said["value"] >= 0.7 and said["n"] == 10_000
+assert said["value"] >= 0.7
+assert said["n"] == 10_000
 n_parameters = sum(p.numel() for p in photographer.parameters())
 print(f"{n_parameters:,} parameters, grid {photographer.config.grid}")
 
 # %%
-photographs = load("cifar10")
+photographs = data.load("cifar10")
 pixels, truth = (each[::10] for each in photographs.test[:2])
 with torch.no_grad():
     logits = [photographer(part / 127.5 - 1) for part in pixels.split(250)]
