@@ -229,6 +229,21 @@ def test_search_finds_a_term_and_leads_to_it(address, visit):
     assert not view.evaluate(OVERFLOW)
 
 
+def test_a_formula_is_copied_as_its_tex(visit):
+    view = visit("file", "book/chapters/vit.html")
+    view.wait_for_function("document.querySelector('main p mjx-container[data-tex]')")
+    view.evaluate("""() => {
+      const found = [...document.querySelectorAll('main p')].find(p => p.querySelectorAll('mjx-container').length > 2);
+      getSelection().selectAllChildren(found);
+    }""")
+    selected = view.evaluate("getSelection().toString()")
+    view.keyboard.press("Control+c")
+    copied = view.evaluate("navigator.clipboard.readText()")
+    assert copied.startswith("$H$ and $W$ are the height and width")
+    assert selected.strip().startswith("\N{MATHEMATICAL ITALIC CAPITAL H}")
+    assert "\\" not in selected
+
+
 def test_a_chapter_prints_without_the_bars(visit):
     view = visit("file", CHAPTERS[0])
     view.emulate_media(media="print")

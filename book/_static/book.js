@@ -16,3 +16,25 @@ window.addEventListener("afterprint", () => {
   document.documentElement.dataset.theme = beforePrinting.theme;
   beforePrinting.folded.forEach((fold) => (fold.open = false));
 });
+// The glyphs of a formula are drawn by a style sheet, which a browser does not copy: a formula is copied as its TeX.
+window.addEventListener("load", () =>
+  window.MathJax?.startup?.promise.then(() => {
+    for (const { typesetRoot, math, display } of MathJax.startup.document.math) {
+      typesetRoot.dataset.tex = display ? `$$${math}$$` : `$${math}$`;
+    }
+  })
+);
+document.addEventListener("copy", (event) => {
+  const selected = getSelection();
+  const copied = document.createElement("div");
+  if (selected.rangeCount) copied.append(selected.getRangeAt(0).cloneContents());
+  const formulas = copied.querySelectorAll("mjx-container[data-tex]");
+  if (!formulas.length) return;
+  formulas.forEach((formula) => formula.replaceWith(formula.dataset.tex));
+  // Only what is on the page has lines.
+  copied.style.cssText = "position: absolute; left: -9999px; white-space: pre-line";
+  document.body.append(copied);
+  event.clipboardData.setData("text/plain", copied.innerText.trim());
+  copied.remove();
+  event.preventDefault();
+});
