@@ -50,7 +50,7 @@ def book(tmp_path, monkeypatch):
     monkeypatch.setattr(chapters, "SOURCE", tmp_path / "src")
     paths = {"BUILD": "_build", "EXECUTED": "_build/executed"}
     paths |= {"KEYS": "_build/executed/keys.json", "PEAKS": "_build/executed/peaks.json"}
-    paths |= {"HTML": "_build/html", "BUILT": "_build/built"}
+    paths |= {"HTML": "_build/html", "BUILT": "_build/built", "NOTEBOOKS": "notebooks"}
     for name, path in paths.items():
         monkeypatch.setattr(build, name, tmp_path / path)
     monkeypatch.setattr(build, "fetch_npm", lambda package: tmp_path)

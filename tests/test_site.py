@@ -287,6 +287,13 @@ def test_a_chapter_names_what_it_builds_on_and_what_it_leads_to(visit):
     assert leads == [f"{stem}.html" for stem in (*sorted(before), *sorted(after))]
 
 
+@pytest.mark.parametrize("page", CHAPTERS)
+def test_the_download_button_gives_the_notebook_that_colab_opens(page, visit):
+    (link,) = visit("file", page).locator("a.btn-download-notebook-button").all()
+    place = (SITE / page).parent / link.get_attribute("href")
+    assert place.read_bytes() == (ROOT / "notebooks" / f"{Path(page).stem}.ipynb").read_bytes()
+
+
 class Links(HTMLParser):
     """The ids of a page and where it links to."""
 

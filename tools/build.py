@@ -16,7 +16,7 @@ from pathlib import Path
 
 import nbformat
 
-from chapters import ROOT, TIMEOUT, ChapterError, chapters, code, datasets, key, read
+from chapters import NOTEBOOKS, ROOT, TIMEOUT, ChapterError, chapters, code, datasets, key, read
 from paperwalk.files import write_whole
 
 BUILD = ROOT / "_build"
@@ -200,6 +200,9 @@ def build_html() -> None:
     for name in MATHJAX_PARTS:
         copy = shutil.copytree if (mathjax / name).is_dir() else shutil.copy
         copy(mathjax / name, HTML / "_static" / "mathjax" / name)
+    # A page's download button gives what Colab opens: without MyST, with a first cell that installs the package.
+    for notebook in NOTEBOOKS.glob("*.ipynb"):
+        shutil.copy(notebook, HTML / "_sources" / "book" / "chapters" / notebook.name)
 
 
 def proofs() -> dict[str, tuple[int, float, float]]:
