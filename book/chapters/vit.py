@@ -1244,6 +1244,7 @@ plt.show()
 # |---|---|---|---|
 # | procedure | pre-training, then fine-tuning (SGD, a new zero head, often at higher resolution) | one training run | two cores |
 # | data | ImageNet, ImageNet-21k, JFT-300M | MNIST; CIFAR-10 | two cores |
+# | CIFAR-10 | pre-trained on one of these, then fine-tuned | from scratch, 32 pixels in patches of 4; AdamW, β₂ = 0.999, decay 0.05, peak 1e-3, 10 % warm-up, cosine decay; shifts, mirror, label smoothing 0.1 | two cores |
 # | patches | 14 × 14 to 32 × 32 pixels of 224 | 7 × 7 of 28 | sixteen words are enough for a digit |
 # | MLP of the trained model | $4D$ | $2D$ | a third fewer FLOPs; enough for 97 % |
 # | biases | none in Eq. 1, 5 and 8; the official code has them in all of these | in all of these | as the code |

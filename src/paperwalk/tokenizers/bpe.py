@@ -25,7 +25,7 @@ from pathlib import Path
 import regex
 
 from paperwalk.files import parse_json, write_whole
-from paperwalk.tokenizers.files import checked_ids
+from paperwalk.tokenizers.ids import checked_ids
 
 # A word with the space before it; a contraction's ending; a run of digits or of other signs; white space.
 WORDS = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from paperwalk.files import parse_json, write_whole
-from paperwalk.tokenizers.files import checked_ids
+from paperwalk.tokenizers.ids import checked_ids
 
 
 class CharTokenizer:

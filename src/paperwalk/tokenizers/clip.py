@@ -38,7 +38,7 @@ from paperwalk.tokenizers.bpe import (
     byte_characters,
     learn_merges,
 )
-from paperwalk.tokenizers.files import checked_ids
+from paperwalk.tokenizers.ids import checked_ids
 
 START_OF_TEXT = "<|startoftext|>"
 WORD_END = b"</w>"
