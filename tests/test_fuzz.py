@@ -7,6 +7,7 @@ import random
 import resource
 import sys
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -153,6 +154,23 @@ def test_a_torch_file_may_not_ask_for_bytes(new, tmp_path):
     torch.save({"a": readers.Planted(bytearray, 1 << 40)}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
     with pytest.raises(ValueError, match="it makes a bytearray, expected tensors of numbers"):
         checkpoints.read(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_a_torch_file_may_not_hold_a_word_without_end(new, tmp_path):
+    # A name to import, and a word that is called: torch's message about either takes minutes to search.
+    for word in (b"c" + 100_000 * b"a" + b"\nb\n.", b"X" + (100_000).to_bytes(4, "little") + 100_000 * b"a" + b")R."):
+        torch.save({"a": torch.zeros(3)}, tmp_path / "a.pth", _use_new_zipfile_serialization=new)
+        content = (tmp_path / "a.pth").read_bytes()
+        if new:
+            (tmp_path / "a.pth").unlink()
+            with zipfile.ZipFile(tmp_path / "a.pth", "w") as file:
+                file.writestr("a/data.pkl", b"\x80\x02" + word)
+                file.writestr("a/version", "3")
+        else:
+            (tmp_path / "a.pth").write_bytes(content.replace(b"}q\x00(", word, 1))
+        with pytest.raises(ValueError, match=r"it holds a word of 10000\d letters, expected at most 1000"):
+            checkpoints.read(tmp_path / "a.pth")
 
 
 def test_a_tensor_without_numbers_is_refused(tmp_path):

@@ -4,8 +4,10 @@ Nothing is unpickled, except that a published `.pth`/`.bin` file goes through to
 """
 
 import dataclasses
+import io
 import json
 import pickle
+import pickletools
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +34,10 @@ WEIGHT_FILES = (
 )
 # Bytes at the front of an old torch file in which its programs are, if it is a state dict.
 PROGRAM = 1 << 26
+# So many programs are in it: what it is, its version, the machine, the tensors, the names of their numbers.
+PROGRAMS = 5
+# Letters of a word in it: the name of a tensor, or of something to import.
+LONGEST_WORD = 1_000
 # Bytes that the sizes of a checkpoint may ask for without a look at its tensors.
 UNCHECKED = 1 << 31
 # Bytes of what a model computes from its sizes alone: positions.
@@ -137,14 +143,19 @@ def _check_tensor(tensor: Tensor, name: str, size: int) -> None:
 
 
 def _check_pickle(path: Path) -> None:
-    """Refuse what makes torch's loader take memory that the file does not have.
+    """Refuse what makes torch's loader take memory that the file does not have, or time without end.
 
     Raises:
         ValueError: entries packed, or more than the file has room for, or bytes of a length that is merely stated.
+        Exception: whatever pickletools stumbles over in what is no program.
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
-            _check_program(file.read(PROGRAM))
+            program = io.BytesIO(file.read(PROGRAM))
+        _check_program(program.getvalue())
+        for _ in range(PROGRAMS):
+            if program.tell() < program.getbuffer().nbytes:
+                _check_words(program)
         return
     with zipfile.ZipFile(path) as file:
         entries = file.infolist()
@@ -158,7 +169,9 @@ def _check_pickle(path: Path) -> None:
     with zipfile.ZipFile(path) as file:
         for each in entries:
             if each.filename.endswith(".pkl"):
-                _check_program(file.read(each))
+                program = file.read(each)
+                _check_program(program)
+                _check_words(io.BytesIO(program))
 
 
 def _check_program(program: bytes) -> None:
@@ -166,6 +179,14 @@ def _check_program(program: bytes) -> None:
     found = re.search(rb"(?:__builtin__|builtins)\n(bytearray)\n|(_rebuild_meta_tensor)", program)
     if found:
         raise ValueError(f"it makes a {(found[1] or b'meta tensor').decode()}, expected tensors of numbers")
+
+
+def _check_words(program: io.BytesIO) -> None:
+    # torch's loader puts the word that it refuses into a message, and searches that in time that grows with the square
+    # of the word's length.
+    for _, argument, _ in pickletools.genops(program):
+        if isinstance(argument, str | bytes) and len(argument) > LONGEST_WORD:
+            raise ValueError(f"it holds a word of {len(argument)} letters, expected at most {LONGEST_WORD}")
 
 
 def _pack(tensors: Mapping[str, Tensor], bits: int) -> Tensors:
