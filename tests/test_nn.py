@@ -141,6 +141,33 @@ def test_attention_dropout_drops_weights():
         assert not torch.equal(*(attention(q, k, v, mask, dropout=0.5) for _ in range(2)))
 
 
+@pytest.mark.parametrize("kind", ["all keys", "masked", "empty row", "causal", "causal, more keys"])
+def test_attention_in_half_precision_equals_attention_in_single(kind):
+    # Another path: plain products in place of the kernel.
+    x = [each.bfloat16() for each in qkv(s=4 if kind == "causal" else 5)]
+    mask = {"masked": some_mask(2, 3, 4, 5), "empty row": some_mask(4, 5)}.get(kind)
+    if kind == "empty row":
+        mask[2] = False
+    results = []
+    for dtype in (torch.bfloat16, torch.float32):
+        inputs = [each.detach().to(dtype).requires_grad_() for each in x]
+        out = attention(*inputs, mask, causal=kind.startswith("causal"))
+        assert out.dtype == dtype
+        out.square().sum().backward()
+        results.append([out, *(each.grad for each in inputs)])
+    for half, single in zip(*results, strict=True):
+        assert_close(half.float(), single, atol=0.05 * single.abs().max().item(), rtol=0)
+
+
+def test_attention_in_half_precision_drops_weights():
+    q, k, v = (each.bfloat16() for each in qkv(b=8, t=64, s=64))
+    assert (attention(q, k, v, causal=True, dropout=1.0) == 0).all()
+    # Each row of weights sums to one, and to one on average where some are dropped and the others made larger.
+    kept = attention(q, k, torch.ones_like(v), causal=True, dropout=0.5).float()
+    assert kept.std() > 0.1
+    assert abs(kept.mean() - 1) < 0.05
+
+
 @pytest.mark.parametrize(("d", "n"), [(8, 1), (12, 3), (20, 5)])
 @pytest.mark.parametrize("cross", [False, True])
 def test_heads_equal_their_naive_version(d, n, cross, randomise):
