@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -13,6 +14,7 @@ from markdown_it import MarkdownIt
 from mdit_py_plugins.dollarmath import dollarmath_plugin
 
 import chapters
+import mutants
 import pages
 import paperwalk
 import plain
@@ -310,3 +312,115 @@ def test_a_card_without_the_figure_of_its_claim_is_named(card, book):
     add_checkpoint(book, "gpt-moby-dick", card)
     with pytest.raises(ValueError, match=r"checkpoints/gpt-moby-dick/card\.json has no metric 'loss'"):
         pages.results()
+
+
+# Mutants
+
+
+MUTATED = '''
+"""Prose, which is not changed: 1 + 1."""
+from contextlib import contextmanager
+
+LIMIT = 3
+
+
+def clip(x: "1 + 1", most=LIMIT, *, least=0):
+    """The nearest number from least to most."""
+    if x > most:
+        raise ValueError(f"{x} is more than {most + 0}")
+    return max(x, least)
+
+
+@contextmanager
+def opened():
+    yield 1
+
+
+def unjudged(x):
+    return x + 1
+'''
+JUDGES = """
+import pytest
+from paperwalk.small import clip, opened
+
+
+def test_clip():
+    assert [clip(x) for x in (-1, 0, 1, 3)] == [0, 0, 1, 3]
+    with pytest.raises(ValueError):
+        clip(4)
+
+
+def test_opened():
+    with opened() as x:
+        assert x == 1
+"""
+
+
+def test_mutants_change_what_is_computed_and_no_prose():
+    made = {m.key: m for m in mutants.mutants("small", MUTATED)}
+    assert all(compile(m.text, "", "exec") for m in made.values())
+    assert ("clip", "if x > most:", "if x >= most:") in made
+    assert ("clip", "return max(x, least)", "return min(x, least)") in made
+    assert ("clip", "return max(x, least)", "return None") in made
+    assert ("", "LIMIT = 3", "LIMIT = 4") in made
+    assert ("opened", "yield 1", "yield 2") in made
+    assert [m.default for m in made.values() if "least=1" in m.after] == [True]
+    assert not [m for m in made.values() if "Prose" in m.before or "nearest" in m.before or "is more" in m.after]
+
+
+def test_mutants_are_killed_in_functions_decorated_or_not_in_defaults_and_outside(tmp_path):
+    for path, text in {
+        "src/paperwalk/__init__.py": "",
+        "src/paperwalk/small.py": MUTATED,
+        "tests/test_small.py": JUDGES,
+        "pyproject.toml": '[tool.pytest.ini_options]\npythonpath = ["src"]\n',
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    program = f"""
+import sys
+from pathlib import Path
+sys.path.insert(0, {str(ROOT / "tools")!r})
+import mutants
+root = Path({str(tmp_path)!r})
+mutants.ROOT, mutants.PACKAGE, mutants.RESULTS = root, root / "src" / "paperwalk", root / "mutants.json"
+mutants.EQUIVALENTS, mutants.sources = root / "equivalents.toml", lambda: ["small"]
+sys.exit(mutants.main([]))
+"""
+    run = [sys.executable, "-c", program]
+    first = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert first.returncode == 1, first.stdout + first.stderr
+    result = json.loads((tmp_path / "mutants.json").read_text())["small"]
+    assert {function for function, _, _ in result["survivors"]} == {"unjudged"}
+    assert "+ return x - 1" in first.stdout
+    # What has been killed is not tried again; a new test meets the survivors alone.
+    judges = "from paperwalk.small import unjudged\n\ndef test_unjudged():\n    assert unjudged(2) == 3\n"
+    (tmp_path / "tests" / "test_small.py").write_text(JUDGES + judges)
+    second = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True)
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"1 files, {len(result['survivors'])} mutants to try" in second.stdout
+
+
+def test_a_survivor_has_to_be_listed_and_the_list_to_be_of_now(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(mutants, "EQUIVALENTS", tmp_path / "equivalents.toml")
+    made = {"small": mutants.mutants("small", MUTATED)}
+    key = ("clip", "if x > most:", "if x >= most:")
+    results = {"small": {"mutants": len(made["small"]), "survivors": [list(key)]}}
+    assert mutants.show(["small"], results, made) == 1
+    assert "+ if x >= most:" in capsys.readouterr().out
+    entry = '[[small]]\nin = "clip"\nbefore = "{}"\nafter = ["if x >= most:"]\nwhy = "…"\n'
+    mutants.EQUIVALENTS.write_text(entry.format("if x > most:"))
+    assert mutants.show(["small"], results, made) == 0
+    mutants.EQUIVALENTS.write_text(entry.format("if x > most:") + entry.format("if x > 3:"))
+    assert mutants.show(["small"], results, made) == 1
+    assert "no such mutant any more" in capsys.readouterr().out
+
+
+def test_every_survivor_on_record_is_listed_with_its_reason():
+    results, listed = json.loads(mutants.RESULTS.read_text()), mutants.equivalents()
+    assert set(results) <= set(mutants.sources())
+    for source, result in results.items():
+        killed, same, live = mutants.verdict(source, result, listed.get(source, {}))
+        assert not live, source
+        assert killed >= mutants.SHARE * (result["mutants"] - same), source
+    assert all(why.strip() for entries in listed.values() for why in entries.values())

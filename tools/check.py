@@ -1,5 +1,9 @@
-"""`make test`: pairs, style, unit tests, chapters run and compared, the site in a browser; each step with its time."""
+"""`make test`: pairs, style, unit tests, chapters run and compared, the site in a browser; each step with its time.
 
+`make determinism`: the chapters alone, with the threads of the environment.
+"""
+
+import argparse
 import subprocess
 import sys
 import time
@@ -31,7 +35,14 @@ STEPS = {
 
 def main() -> int:
     """Run the steps in order; stop at the first that fails."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("steps", nargs="*", metavar="STEP", help="; ".join(STEPS) + "; all by default")
+    chosen = parser.parse_args().steps
+    if unknown := set(chosen) - set(STEPS):
+        parser.error(f"no step {', '.join(sorted(unknown))}, expected some of: {', '.join(STEPS)}")
     for name, (command, advice) in STEPS.items():
+        if chosen and name not in chosen:
+            continue
         if name == "unit tests":
             fetch_data(chapters())
         print(f"== {name}", flush=True)

@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -174,9 +175,14 @@ class Recipe:
 def shuffled(n_examples: int, batch_size: int, seed: int, step: int) -> Tensor:
     """The indices of a step's batch. Each pass has an order of its own; what fills no batch is left out of it."""
     a_pass = n_examples // batch_size
-    order = torch.randperm(n_examples, generator=generator(seed, step // a_pass))
     first = (step % a_pass) * batch_size
-    return order[first : first + batch_size]
+    return _order(n_examples, seed, step // a_pass)[first : first + batch_size]
+
+
+# Drawn anew for each step, the order of a whole pass was most of what a batch took.
+@lru_cache(maxsize=2)
+def _order(n_examples: int, seed: int, a_pass: int) -> Tensor:
+    return torch.randperm(n_examples, generator=generator(seed, a_pass))
 
 
 def generator(seed: int, number: int) -> torch.Generator:
