@@ -10,7 +10,7 @@ JUPYTERLAB := jupyterlab==4.6.6
 # One thread a process: chapters and tests run side by side, and results do not depend on the number of cores.
 RUN := OMP_NUM_THREADS=1 IPYTHONDIR="$(CURDIR)/tools/ipython" HF_HUB_OFFLINE=1
 
-.PHONY: help book test test-matrix new serve pdf lab sync refs lint lock clean data colab-check fuzz
+.PHONY: help book test determinism test-matrix new serve pdf lab sync refs lint lock clean data colab-check fuzz bench mutants
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -20,6 +20,9 @@ book: $(VENV)/ready ## Install, fetch the data, execute the chapters, build the 
 
 test: $(VENV)/ready ## Install, then check pairs and style, run the unit tests, run every chapter
 	@$(RUN) $(BIN)/python tools/check.py
+
+determinism: $(VENV)/ready ## Run every chapter with one thread and with two: the same checked outputs
+	@for threads in 1 2; do echo "== $$threads threads" && $(RUN) OMP_NUM_THREADS=$$threads $(BIN)/python tools/check.py chapters || exit 1; done
 
 test-matrix: $(UV) ## `make test` with each Python of the machine or of uv's; PYTHONS="3.12 /usr/bin/python3.13"
 	@for python in $(PYTHONS); do \
@@ -58,6 +61,12 @@ data: $(VENV)/ready ## Fetch and verify the chapters' data
 
 fuzz: $(VENV)/ready ## Feed damaged files to every reader: make fuzz N=1000000 SEED=1
 	@$(RUN) $(BIN)/python tools/fuzz.py --inputs $(or $(N),100000) --seed $(or $(SEED),0)
+
+bench: $(VENV)/ready ## Compare speed and memory with the reference implementations; one part: make bench NAME=vit
+	@$(RUN) $(BIN)/python -m bench $(NAME) && $(BIN)/python tools/sync.py
+
+mutants: $(VENV)/ready ## Change the model and data files a little, again and again: do the tests notice? one: make mutants NAME=nn/mlp
+	@$(RUN) $(BIN)/python tools/mutants.py $(NAME)
 
 lock: $(UV) ## Resolve requirements.in into requirements.txt, with hashes
 	@$(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \

@@ -8,7 +8,16 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 from torch.testing import assert_close
 
-from paperwalk.ddpm import GaussianDiffusion, linear_schedule, log_bin_probability, to_pixels, to_signed
+from paperwalk.ddpm import (
+    GaussianDiffusion,
+    at_time,
+    linear_schedule,
+    log_bin_probability,
+    noise_like,
+    per_image,
+    to_pixels,
+    to_signed,
+)
 from paperwalk.samplers import ancestral, ddim, even_times
 from paperwalk.testing import prove
 from paperwalk.unet import UNet, UNetConfig
@@ -491,3 +500,78 @@ def test_a_network_that_gives_nan_stops_the_sampling_and_says_where(bad):
 
     with pytest.raises(FloatingPointError, match=r"step 4 of 10, t = 700: the network's output is not finite"):
         ddim(process(), broken, torch.randn(1, 1, 2, 2), steps=10)
+
+
+# What the mutants of `make mutants` showed to be without a judge here.
+
+
+def test_ddim_takes_fifty_steps_unless_told():
+    calls = []
+
+    def watch(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(t[0].item() + 1)
+        return torch.zeros_like(x)
+
+    ddim(process(), watch, torch.randn(1, 1, 2, 2))
+    assert calls == even_times(T, 50)[::-1]
+    calls.clear()
+    # One step, and from the first time of all.
+    ddim(process(), watch, torch.randn(1, 1, 2, 2), steps=1)
+    ancestral(process(), watch, torch.randn(1, 1, 2, 2), start=1)
+    assert calls == [T, 1]
+
+
+def test_one_number_that_is_not_finite_stops_the_sampling():
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        return torch.zeros_like(x).index_fill(-1, torch.tensor([1]), torch.nan)
+
+    with pytest.raises(FloatingPointError, match="step 1 of 5"):
+        ddim(process(), broken, torch.randn(1, 1, 2, 2), steps=5)
+
+
+def test_schedules_may_be_flat_or_of_one_step():
+    assert linear_schedule(1).tolist() == [1e-4]
+    assert GaussianDiffusion(torch.full((3,), 0.1)).alpha_bar.tolist() == pytest.approx([1, 0.9, 0.81, 0.729])
+
+
+def test_one_step_adds_the_noise_that_it_is_given():
+    diffusion, x, epsilon = GaussianDiffusion(SHORT), images(1), torch.randn(1, 2, 4, 4)
+    assert_close(diffusion.q_step(x, torch.tensor([2]), epsilon), math.sqrt(0.8) * x + math.sqrt(0.2) * epsilon)
+
+
+@pytest.mark.parametrize("image", [-1.5, 1.5])
+def test_images_a_little_out_of_range_are_named(image):
+    x = torch.full((1, 1, 2, 2), image)
+    for measure in (process().loss, process().bound_term):
+        with pytest.raises(ValueError, match="expected −1 … 1"):
+            measure(Linear(), x, torch.tensor([3]), x)
+
+
+def test_reading_an_output_names_bad_times():
+    with pytest.raises(ValueError, match="expected 1 … 1000"):
+        process().read(images(1), images(1), torch.tensor([1001]))
+
+
+def test_a_network_in_half_precision_is_read_in_single():
+    output = process().call(lambda x, t: x.bfloat16(), images(1), torch.tensor([3]))
+    assert output.dtype == torch.float32
+
+
+def test_the_code_length_has_the_width_of_the_second_step():
+    """L_0 knows nothing of the steps after the second; in a process of one step its σ is √β_1."""
+    x_0, t, epsilon = images(2), torch.ones(2).long(), torch.randn(2, 2, 4, 4)
+    two, three = (GaussianDiffusion(SHORT[:n]).bound_term(Linear(), x_0, t, epsilon) for n in (2, 3))
+    assert_close(two, three)
+    one = GaussianDiffusion(SHORT[:1])
+    x_t = one.q_sample(x_0, t, epsilon)
+    mean = one.read(one.call(Linear(), x_t, t), x_t, t).x_0
+    nats = -log_bin_probability(x_0, mean, SHORT[0].sqrt().float()).mean(dim=(1, 2, 3))
+    assert_close(one.bound_term(Linear(), x_0, t, epsilon), nats / math.log(2))
+
+
+def test_numbers_and_noise_are_made_like_the_images():
+    far = torch.empty(2, 1, 4, 4, device="meta")
+    assert at_time(far, 3).device.type == "meta"
+    assert per_image(torch.ones(2, dtype=torch.float64), far).device.type == "meta"
+    assert noise_like(far, torch.Generator()).device.type == "meta"
+    assert noise_like(images().double(), None).dtype == torch.float64

@@ -8,7 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from paperwalk.nn import MLP, MultiHeadAttention, TransformerBlock, attention, attention_weights
+from paperwalk.nn import (
+    MLP,
+    DecoderBlock,
+    KeyValueCache,
+    MultiHeadAttention,
+    TransformerBlock,
+    attention,
+    attention_weights,
+    block_flops,
+    quick_gelu,
+)
+from paperwalk.nn import causal_mask as module_causal_mask
 from paperwalk.testing import prove
 
 BLOCK_NAMES = {"self_attn.in_proj_": "attention.in_proj.", "self_attn.": "attention.", "linear": "mlp.fc"}
@@ -327,3 +338,166 @@ def test_gradients_equal_finite_differences(causal):
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+# What the mutants of `make mutants` showed to be without a judge here.
+
+
+def test_quick_gelu_is_its_formula():
+    x = torch.linspace(-4, 4, 9)
+    assert_close(quick_gelu(x), x / (1 + torch.exp(-1.702 * x)))
+
+
+def test_dropout_of_the_hidden_layer_can_differ():
+    assert MLP(4, 8, dropout=0.1).hidden_dropout.p == 0.1
+    mlp = TransformerBlock(4, 2, 8, dropout=0.1, hidden_dropout=0.3).mlp
+    assert (mlp.hidden_dropout.p, mlp.dropout.p) == (0.3, 0.1)
+
+
+@pytest.mark.parametrize(("t", "s"), [(4, 4), (2, 5), (1, 3)])
+def test_causal_mask_lets_the_last_query_see_the_last_key(t, s):
+    mask = module_causal_mask(t, s)
+    assert mask.tolist() == [[key <= query + s - t for key in range(s)] for query in range(t)]
+    assert module_causal_mask(t, s, torch.device("meta")).device.type == "meta"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "t", "kernel"),
+    [
+        (torch.bfloat16, 1, True),
+        (torch.bfloat16, 2, False),
+        (torch.bfloat16, 512, False),
+        (torch.bfloat16, 513, True),
+        (torch.float32, 2, True),
+    ],
+)
+def test_the_fused_kernel_is_used_where_it_is_fast(dtype, t, kernel, monkeypatch):
+    calls, real = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *x, **options: calls.append(x) or real(*x, **options))
+    attention(*(x.to(dtype) for x in qkv(t=t)))
+    assert bool(calls) == kernel
+
+
+def test_query_without_keys_gets_zeros_from_a_kernel_that_divides_by_zero(monkeypatch):
+    def divides(q, k, v, attn_mask, dropout_p):
+        return (q @ k.mT).masked_fill(~attn_mask, -math.inf).softmax(-1) @ v
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", divides)
+    q, k, v = qkv()
+    mask = some_mask(4, 5)
+    mask[1] = False
+    out = attention(q, k, v, mask)
+    assert (out[:, :, 1] == 0).all()
+    assert out.isfinite().all()
+    assert (out[:, :, 0] != 0).all()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_shown_weights_refuse_what_attention_refuses():
+    q, k, _ = qkv()
+    with pytest.raises(ValueError, match=r"expected torch\.bool"):
+        attention_weights(q, k, torch.ones(4, 5))
+    with pytest.raises(ValueError, match="broadcasts"):
+        attention_weights(q, k, torch.ones(5, 4) > 0)
+
+
+def test_shown_weights_of_other_keys_and_of_a_mask_equal_torch(randomise):
+    theirs = randomise(nn.MultiheadAttention(12, 3, batch_first=True))
+    ours = MultiHeadAttention(12, 3)
+    ours.load_state_dict(torch_names(theirs.state_dict()))
+    x, y, mask = torch.randn(2, 5, 12), torch.randn(2, 4, 12), some_mask(5, 4)
+    assert_close(ours.weights(x, y, mask), theirs(x, y, y, attn_mask=~mask, average_attn_weights=False)[1])
+
+
+@pytest.mark.parametrize("chunks", [(1, 1, 1, 1, 1, 1), (2, 3, 1), (1, 2, 3), (6,)])
+def test_heads_with_a_cache_equal_one_pass(chunks):
+    module, x, cache = MultiHeadAttention(12, 3), torch.randn(2, 6, 12), KeyValueCache(6)
+    with torch.no_grad():
+        parts = [module(part, causal=True, cache=cache) for part in x.split(chunks, dim=1)]
+        assert_close(torch.cat(parts, dim=1), module(x, causal=True))
+    assert cache.length == 6
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_block_with_a_cache_equals_one_pass(norm):
+    block, x, cache = TransformerBlock(12, 3, 20, norm=norm), torch.randn(2, 6, 12), KeyValueCache(9)
+    with torch.no_grad():
+        parts = [block(part, causal=True, cache=cache) for part in x.split((2, 1, 3), dim=1)]
+        assert_close(torch.cat(parts, dim=1), block(x, causal=True))
+
+
+def test_heads_with_a_cache_see_all_that_came_before_and_what_a_mask_allows():
+    module, x = MultiHeadAttention(12, 3), torch.randn(2, 6, 12)
+    mask = some_mask(2, 6)
+    for options in ({}, {"mask": mask}):
+        cache = KeyValueCache(6)
+        with torch.no_grad():
+            module(x[:, :4], cache=cache)
+            assert_close(module(x[:, 4:], cache=cache, **options), module(x[:, 4:], x, **options))
+    # Two answers to the same question are refused after the first positions as before them.
+    cache = KeyValueCache(6)
+    module(x[:, :4], cache=cache)
+    with pytest.raises(ValueError, match="both mask and causal"):
+        module(x[:, 4:], mask=mask, causal=True, cache=cache)
+
+
+def test_a_cache_on_another_device_makes_its_mask_there(monkeypatch):
+    asked, real = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *x, **options: asked.append(options) or real(*x, **options)
+    )
+    module, cache = MultiHeadAttention(12, 3).to("meta"), KeyValueCache(6)
+    with torch.no_grad():
+        for part in torch.empty(2, 6, 12, device="meta").split((4, 2), dim=1):
+            module(part, causal=True, cache=cache)
+    assert asked[-1]["attn_mask"].device.type == "meta"
+
+
+def test_a_cache_refuses_too_many_positions_and_another_batch():
+    cache, x = KeyValueCache(4), torch.randn(2, 3, 3, 5)
+    cache.extend(x, x)
+    with pytest.raises(ValueError, match="5 positions, expected at most 4"):
+        cache.extend(x[:, :, :2], x[:, :, :2])
+    with pytest.raises(ValueError, match="a batch of 1, expected 2"):
+        cache.extend(x[:1, :, :1], x[:1, :, :1])
+    keys, values = cache.extend(x[:, :, :1], -x[:, :, :1])
+    assert keys.shape == values.shape == (2, 3, 4, 5)
+    assert torch.equal(keys[:, :, 3:], x[:, :, :1])
+    assert torch.equal(values, torch.cat([x, -x[:, :, :1]], dim=2))
+
+
+def test_flops_of_a_block_are_counted_product_by_product():
+    t, d, f = 5, 12, 20
+    projections, mixing, mlp = 4 * (2 * t * d * d), 2 * (2 * t * t * d), 2 * (2 * t * d * f)
+    assert block_flops(t, d, f) == projections + mixing + mlp
+
+
+def test_decoder_block_hands_its_options_on():
+    block = DecoderBlock(12, 3, 20, norm="post", norm_eps=0.1, attention_dropout=0.3, dropout=0.2, activation=F.relu)
+    assert {norm.eps for norm in (block.norm1, block.norm2, block.norm_cross)} == {0.1}
+    assert (block.attention.dropout, block.cross_attention.dropout) == (0.3, 0.3)
+    assert (block.norm, block.dropout.p, block.mlp.activation) == ("post", 0.2, F.relu)
+    plain = DecoderBlock(12, 3, 20)
+    assert {norm.eps for norm in (plain.norm1, plain.norm2, plain.norm_cross)} == {1e-5}
+    assert (plain.attention.dropout, plain.cross_attention.dropout, plain.dropout.p) == (0.0, 0.0, 0.0)
+
+
+def test_a_single_query_needs_no_mask(monkeypatch):
+    asked, real = [], F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *x, **options: asked.append(options) or real(*x, **options)
+    )
+    module, x, cache = MultiHeadAttention(12, 3), torch.randn(2, 6, 12), KeyValueCache(6)
+    with torch.no_grad():
+        for part in x.split((3, 1, 2), dim=1):
+            module(part, causal=True, cache=cache)
+    assert [options.get("attn_mask") is None for options in asked] == [True, True, False]
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_cross_weights_are_those_of_the_block(norm, randomise):
+    block, x, y = randomise(DecoderBlock(12, 3, 20, norm=norm)), torch.randn(2, 4, 12), torch.randn(2, 5, 12)
+    asked = []
+    block.cross_attention.register_forward_pre_hook(lambda _, args: asked.append(args[:2]))
+    block(x, y)
+    assert_close(block.cross_weights(x, y), block.cross_attention.weights(*asked[0]))

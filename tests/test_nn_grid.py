@@ -136,3 +136,12 @@ def test_learned_positions():
 def test_bad_input_is_named(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_positions_start_as_small_as_the_papers():
+    assert LearnedPositions(400, 50)().std().item() == pytest.approx(0.02, rel=0.05)
+    assert LearnedPositions2d(100, 100, 50)().std().item() == pytest.approx(0.02, rel=0.1)
+
+
+def test_patch_embedding_without_bias():
+    assert [name for name, _ in PatchEmbedding(2, 3, 4, bias=False).named_parameters()] == ["proj.weight"]

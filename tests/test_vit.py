@@ -333,3 +333,19 @@ def test_bad_sizes_are_named(changes, message):
 def test_bad_images_are_named(method, x, message):
     with pytest.raises(ValueError, match=message):
         getattr(ViT(SMALL), method)(x)
+
+
+# What the mutants of `make mutants` showed to be without a judge here.
+
+
+@pytest.mark.parametrize(
+    ("preset", "n_heads"),
+    [("tiny_16", 3), ("small_16", 6), ("base_16", 12), ("base_32", 12), ("large_16", 16), ("huge_14", 16)],
+)
+def test_presets_have_the_published_heads(preset, n_heads):
+    # The number of parameters does not show it.
+    assert getattr(ViTConfig, preset)().n_heads == n_heads
+
+
+def test_a_head_for_pre_training_may_be_one_unit_wide():
+    assert ViT(small(d_pre_logits=1))(images()).shape == (2, 5)

@@ -1,10 +1,11 @@
-"""The pages that are made: the results, from the cards of the checkpoints, and the cost of the papers' own sizes."""
+"""The pages that are made: the results, from the cards of the checkpoints; the cost of the papers' own sizes; speed."""
 
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from chapters import ROOT
+from speed import speed
 
 RESULTS = """\
 # Results
@@ -237,4 +238,4 @@ trained the checkpoints of this book they are more than four times as fast (the 
 single precision). On a graphics card it takes bfloat16 where the card has it.
 """
 
-PAGES = {Path("book", "results.md"): results, Path("book", "scale.md"): scale}
+PAGES = {Path("book", "results.md"): results, Path("book", "scale.md"): scale, Path("book", "speed.md"): speed}
