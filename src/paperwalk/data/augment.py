@@ -20,6 +20,8 @@ def shift_and_flip(
     """
     h, w = images.shape[-2:]
     most = int(shifts.abs().max()) if len(shifts) else 0
+    if not most and not flips.any():
+        return images
     padded = F.pad(images, (most, most, most, most))
     rows = torch.arange(h) + most - shifts[:, :1]
     columns = torch.arange(w) + most - shifts[:, 1:]
