@@ -13,6 +13,8 @@ def shift_and_flip(
 ) -> Shaped[Tensor, "b c h w"]:
     """Each image moved by some pixels, black where nothing comes in, and mirrored left to right or not.
 
+    Where nothing changes at all, these very images.
+
     Args:
         images: of any dtype.
         shifts: rows down and columns to the right, integers.
