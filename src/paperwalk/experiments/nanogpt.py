@@ -2,15 +2,15 @@
 
 Run: `python -m paperwalk.experiments.nanogpt FOLDER` (as long as the recipe itself); it trains in FOLDER, goes on where
 it stopped, and writes nanogpt.json beside this file. The settings are those of the recipe, the same batches included;
-with `--own-settings` the batch, the dropout and the warm-up are those of nanoGPT's config/train_shakespeare_char.py,
-for the same number of tokens.
+with `--own-settings` the batch, the dropout, the warm-up and the last learning rate are those of nanoGPT's
+config/train_shakespeare_char.py, for the same number of tokens.
 
 The model is transformers' GPT-2, made like karpathy/nanoGPT's model.py: no biases, exact GELU, its initialisation.
 """
 
 import argparse
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -80,11 +80,12 @@ class NanoGPTRecipe(GPTRecipe):
 def recipe(own_settings: bool) -> NanoGPTRecipe:
     """The recipe: ours, or with nanoGPT's own settings and as many tokens."""
     ours = GPTRecipe.named()["moby-dick-cpu"]
-    fields = {name: getattr(ours, name) for name in ("steps", "batch_size", "model", "warmup")}
-    if own_settings:
-        steps = ours.steps * ours.batch_size // 64
-        fields |= {"steps": steps, "batch_size": 64, "warmup": 100 / steps, "model": replace(ours.model, dropout=0.2)}
-    return NanoGPTRecipe(**fields)
+    same = NanoGPTRecipe(**{field.name: getattr(ours, field.name) for field in fields(ours)})
+    if not own_settings:
+        return same
+    steps = ours.steps * ours.batch_size // 64
+    model = replace(ours.model, dropout=0.2)
+    return replace(same, steps=steps, batch_size=64, warmup=100 / steps, final_lr=0.1, model=model)
 
 
 def run(folder: Path, own_settings: bool) -> dict[str, object]:
