@@ -123,6 +123,16 @@ def test_a_chapter_without_checked_cells_is_refused(book, monkeypatch):
     assert any("has no cell tagged" in problem for problem in sync.problems())
 
 
+def test_a_table_in_a_checked_cell_is_refused(book):
+    path = book / "notebooks/one.ipynb"
+    notebook = nbformat.read(path, as_version=4)
+    checked(notebook).outputs = [nbformat.v4.new_output("display_data", {"text/html": "<table>1e-7</table>"})]
+    nbformat.write(notebook, path)
+    assert sync.problems() == [
+        "one.md shows a table in a cell tagged nbval-check-output: errors differ by machine, print text"
+    ]
+
+
 def test_an_unlisted_chapter_and_an_orphan_are_refused(book):
     write_toc(book, "two")
     (book / "notebooks" / "old.ipynb").write_text("{}")

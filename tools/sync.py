@@ -108,6 +108,8 @@ def problems() -> list[str]:
             found.append(f"{path.relative_to(ROOT)} has no cell tagged {CHECKED}: nothing of it would be compared")
         if any(c.execution_count is None or not c.outputs for c in checked):
             found.append(f"notebooks/{path.stem}.ipynb lacks reference outputs: run `make refs`")
+        if any("text/html" in output.get("data", {}) for c in checked for output in c.outputs):
+            found.append(f"{path.name} shows a table in a cell tagged {CHECKED}: errors differ by machine, print text")
     for page, content in PAGES.items():
         if not (ROOT / page).exists() or (ROOT / page).read_text(encoding="utf-8") != content():
             found.append(f"{page} is not what the checkpoints and recipes say: run `make sync`")

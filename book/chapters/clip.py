@@ -668,6 +668,8 @@ rung = ladder.prove(
     "ViT-B/32", "transformers", ours, theirs, photo, words, **options
 )
 print("ViT-B/32:", rung.n_gradients, "gradients equal")
+
+# %%
 ladder
 
 # %% [markdown]
