@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 from paperwalk.nn import (
@@ -378,18 +379,19 @@ def test_the_fused_kernel_is_used_where_it_is_fast(dtype, t, kernel, monkeypatch
     assert bool(calls) == kernel
 
 
-def test_query_without_keys_gets_zeros_from_a_kernel_that_divides_by_zero(monkeypatch):
-    def divides(q, k, v, attn_mask, dropout_p):
-        return (q @ k.mT).masked_fill(~attn_mask, -math.inf).softmax(-1) @ v
-
-    monkeypatch.setattr(F, "scaled_dot_product_attention", divides)
-    q, k, v = qkv()
+@pytest.mark.parametrize("kernel", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_query_without_keys_gets_zeros_from_every_kernel(dtype, kernel):
+    q, k, v = (x.to(dtype).requires_grad_() for x in qkv())
     mask = some_mask(4, 5)
     mask[1] = False
-    out = attention(q, k, v, mask)
+    with sdpa_kernel(kernel):
+        out = attention(q, k, v, mask)
     assert (out[:, :, 1] == 0).all()
-    assert out.isfinite().all()
     assert (out[:, :, 0] != 0).all()
+    out.sum().backward()
+    assert (q.grad[:, :, 1] == 0).all()
+    assert all(x.grad.isfinite().all() for x in (q, k, v))
 
 
 @pytest.mark.usefixtures("unchecked")

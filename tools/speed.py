@@ -18,9 +18,9 @@ round by round, so that a machine that is slow for a while is so for all; what i
 quartiles. A ratio is taken within each round, and over 1 ours is the faster. `make bench` measures everything again, `make
 bench NAME=vit` a part of it; this page is made of `bench/results.json` by `make sync`.
 
-*Ours* is the module as the chapters build it, in single precision, with AdamW as torch has it by default, and so are the
-references. *Ours, fast* is what `paperwalk train` does by default: the precision of matrix products that is fastest here, and
-the fused AdamW. *Share of peak* is the FLOPs on paper (three forward passes; matrix products only), a second, over those of a
+*Ours* is the module as the chapters build it, trained as `paperwalk train --precision fp32` does, with the fused AdamW; the
+references have AdamW as torch gives it by default, and as they themselves use it. *Ours, fast* is what `paperwalk train` does
+by default: the same with the precision of matrix products that is fastest here. *Share of peak* is the FLOPs on paper (three forward passes; matrix products only), a second, over those of a
 product of two matrices of 2048 x 2048 in single precision; a convolution may need fewer than are counted. *Memory* is the most
 that a step takes beyond the weights, in a fresh process: gradients, the optimiser's moments, activations. nanoGPT is its model
 made of transformers' GPT-2, as in `paperwalk.experiments.nanogpt`: exact GELU, no biases learned.

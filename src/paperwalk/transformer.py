@@ -145,9 +145,9 @@ def label_smoothing_loss(
     real = targets != pad_id
     if not real.any():
         raise ValueError("every target is padding, expected at least one token")
-    log_p = logits[real].log_softmax(dim=-1)
-    right = log_p.gather(1, targets[real].long()[:, None]).mean()
-    return -(1 - epsilon) * right - epsilon * log_p.mean()
+    log_p = logits.log_softmax(dim=-1)
+    right = log_p.gather(-1, targets.long()[..., None]).squeeze(-1)
+    return -((1 - epsilon) * right + epsilon * log_p.mean(dim=-1))[real].mean()
 
 
 def learning_rate(step: int, d_model: int, warmup: int = 4000) -> float:

@@ -77,11 +77,8 @@ def attention(
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
     _check_mask(mask, q, k)
-    # The kernels take no mask of fewer than two axes.
-    mask = torch.atleast_2d(mask)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout)
-    # Without a single key to attend to, softmax is 0/0; kernels disagree on it, so it is settled here.
-    return out.masked_fill(~mask.any(dim=-1, keepdim=True), 0.0)
+    # The kernels take no mask of fewer than two axes. An empty row would be 0/0; since torch 2.5 they give zeros.
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.atleast_2d(mask), dropout_p=dropout)
 
 
 def attention_weights(
