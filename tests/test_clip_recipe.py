@@ -8,9 +8,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import nn
 from torch.testing import assert_close
 
 from paperwalk.clip import CLIP
+from paperwalk.mae import MAE, MAEConfig
 from paperwalk.metrics import bootstrap_interval
 from paperwalk.tokenizers import ClipTokenizer
 from paperwalk.train import cli, runs
@@ -131,6 +134,51 @@ def test_the_optimiser_is_the_papers(model):
     assert [(g["weight_decay"], g["betas"], g["eps"]) for g in groups] == [(w, (0.9, 0.98), 1e-6) for w in (0.2, 0.0)]
     for undecayed in (model.log_scale, model.image.class_token, model.text.norm.weight):
         assert any(p is undecayed for p in groups[1]["params"])
+
+
+# Another model's encoder
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    sizes = {"image_size": 32, "patch_size": 4, "d_model": 16, "n_layers": 1, "n_heads": 2, "d_mlp": 16}
+    small = {"decoder_d_model": 8, "decoder_n_layers": 1, "decoder_n_heads": 2, "decoder_d_mlp": 8}
+    torch.manual_seed(1)
+    mae = MAE(MAEConfig(**sizes, **small))
+    with torch.no_grad():
+        mae.patch_embedding.proj.bias.normal_()
+    folder = tmp_path_factory.mktemp("mae")
+    mae.save_pretrained(folder)
+    return folder
+
+
+def test_the_image_tower_begins_with_the_encoder(encoder):
+    recipe = replace(RECIPE, start=str(encoder), model=replace(TINY, norm_eps=1e-6))
+    mae = MAE.from_pretrained(encoder)
+    assert set(recipe.start_sha256()) == {str(encoder)}
+    assert RECIPE.start_sha256() == {}
+    torch.manual_seed(0)
+    tower = recipe.task().model.image
+    torch.manual_seed(0)
+    fresh = RECIPE.task().model.image
+    assert torch.equal(tower.projection.weight, fresh.projection.weight)
+    # Without the norm that the tower has before its blocks, and with their activation, it is the encoder.
+    tower.norm_pre = nn.Identity()
+    for block in (*tower.blocks, *mae.blocks):
+        block.mlp.activation = F.gelu
+    images = torch.randn(2, 3, 32, 32)
+    order = torch.arange(64.0).expand(2, -1)
+    expected, _ = mae.encode(images, mask_ratio=0.0, noise=order)
+    assert_close(tower.encode(images), expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(tower.encode(images), fresh.encode(images), atol=0.1)
+
+
+def test_an_encoder_of_other_sizes_is_refused(encoder):
+    wrong = replace(RECIPE, start=str(encoder), model=replace(TINY, n_image_layers=2))
+    with pytest.raises(ValueError, match=r"model.n_image_layers is 2, expected 1: that of the encoder"):
+        wrong.task()
+    with pytest.raises(FileNotFoundError):
+        replace(RECIPE, start="nowhere").task()
 
 
 # The figures

@@ -133,7 +133,7 @@ def train_only(recipe: Recipe, options: Options, before: Callable[[Recipe, Run],
     folder, options = check_folder(recipe, options)
     torch.manual_seed(recipe.seed)
     run = Run(recipe.task(), recipe, options, folder)
-    data = recipe.data_sha256()
+    data = recipe.data_sha256() | recipe.start_sha256()
     # Nobody writes before everybody has looked.
     run.accelerator.wait_for_everyone()
     if options.resume:
@@ -179,7 +179,7 @@ def finish(recipe: Recipe, run: Run, command: str) -> None:
         "precision": run.options.precision,
         "processes": run.accelerator.num_processes,
         "accumulate": run.options.accumulate,
-        **provenance(command, seed=recipe.seed, data=recipe.data_sha256()),
+        **provenance(command, seed=recipe.seed, data=recipe.data_sha256() | recipe.start_sha256()),
         "seconds": round(run.seconds),
         "cpu_seconds": round(run.cpu_seconds),
         # Share of the time in which the training waited for its batches.

@@ -137,6 +137,10 @@ class Recipe:
         """Name of each dataset → SHA-256 of its content."""
         raise NotImplementedError
 
+    def start_sha256(self) -> dict[str, str]:
+        """Folder of the weights that the training begins with → SHA-256 of them; nothing where it begins with none."""
+        return {}
+
     def steps_of(self, n_examples: int) -> int:
         """Optimiser steps in all.
 
@@ -209,6 +213,11 @@ def spaced(n: int, limit: int | None) -> slice:
 def file_sha256(path: str | Path) -> str:
     """SHA-256 of a file's content."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def weights_sha256(folder: str | None) -> dict[str, str]:
+    """Folder of a model → SHA-256 of its weights; nothing for None."""
+    return {} if folder is None else {folder: file_sha256(Path(folder) / "model.safetensors")}
 
 
 def figure(value: float, interval: tuple[float, float], n: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, distributed, nn
 
+from paperwalk.checkpoints import load_exactly
 from paperwalk.clip import CLIP, CLIPConfig, unit
 from paperwalk.data import load
 from paperwalk.data.captions import (
@@ -25,9 +26,21 @@ from paperwalk.data.captions import (
 from paperwalk.data.emoji import SIDE
 from paperwalk.data.pictures import N_DRAWS, augment, on_white, read_pictures
 from paperwalk.data.table import RECIPES as DATASETS
+from paperwalk.mae import MAE
 from paperwalk.metrics import bootstrap_interval
 from paperwalk.tokenizers import ClipTokenizer
-from paperwalk.train.task import Batch, Metrics, Recipe, Task, cut, figure, file_sha256, generator, spaced
+from paperwalk.train.task import (
+    Batch,
+    Metrics,
+    Recipe,
+    Task,
+    cut,
+    figure,
+    file_sha256,
+    generator,
+    spaced,
+    weights_sha256,
+)
 from paperwalk.zero_shot import classify, encode_images, encode_texts, found_among, nearest
 
 # Of a picture, and orders of a caption's phrases, averaged in evaluation.
@@ -59,6 +72,7 @@ class CLIPRecipe(Recipe):
         artist: of the emoji, whose pictures are trained on.
         vocabulary: byte pairs learned from the training captions, `model.vocab_size` of them, or the published ones.
         keywords: probability of each keyword in a training caption; a file has none.
+        start: folder of a masked autoencoder, with whose encoder the image tower begins.
         model: sizes; the vocabulary is that of the tokenizer.
     """
 
@@ -80,6 +94,22 @@ class CLIPRecipe(Recipe):
             d_text_mlp=512,
             d_embed=128,
         ),
+        # An image tower of the sizes of `checkpoints/mae-cifar10`.
+        "on-mae": CLIPConfig(
+            image_size=32,
+            patch_size=4,
+            d_image=192,
+            n_image_layers=6,
+            n_image_heads=3,
+            d_image_mlp=768,
+            vocab_size=1_500,
+            block_size=32,
+            d_text=128,
+            n_text_layers=2,
+            n_text_heads=4,
+            d_text_mlp=512,
+            d_embed=128,
+        ),
         "vit-b-32": CLIPConfig.vit_b_32(),
         "vit-b-16": CLIPConfig.vit_b_16(),
         "vit-l-14": CLIPConfig.vit_l_14(),
@@ -93,6 +123,7 @@ class CLIPRecipe(Recipe):
     artist: Literal["all", "google", "twitter"] = "all"
     vocabulary: Literal["learned", "published"] = "learned"
     keywords: float = 0.5
+    start: str | None = None
     model: CLIPConfig = field(default_factory=lambda: CLIPRecipe.PRESETS["small"])
 
     def __post_init__(self):
@@ -104,7 +135,8 @@ class CLIPRecipe(Recipe):
     def named(cls) -> dict[str, "CLIPRecipe"]:
         """The recipes by name."""
         return {
-            "emoji-cpu": cls(),
+            # For `--start checkpoints/mae-cifar10`.
+            "emoji-cpu": cls(model=cls.PRESETS["on-mae"], steps=2_000, lr=5e-4),
             "emoji-google-cpu": cls(artist="google", steps=1_200),
             # Tables 18 and 20, ViT-B/32: as many pairs as 32 passes over 400 million, 2,000 steps of warm-up.
             "paper": cls(
@@ -136,9 +168,25 @@ class CLIPRecipe(Recipe):
         """Name of the data → SHA-256 of its content; of a file, not of the pictures that it names."""
         return {self.data: DATASETS[self.data].sha256 if self.data == "emoji" else file_sha256(self.data)}
 
+    def start_sha256(self) -> dict[str, str]:
+        """Of the masked autoencoder begun with."""
+        return weights_sha256(self.start)
+
     def build(self) -> CLIP:
         """The untrained model, by the sizes of the recipe alone."""
         return CLIP(self.model)
+
+    def begun(self, vocab_size: int) -> CLIP:
+        """The untrained model for so many tokens, its image tower with the encoder that `start` holds.
+
+        Raises:
+            FileNotFoundError: no such folder.
+            ValueError: it holds no masked autoencoder, or one of other sizes.
+        """
+        model = CLIP(replace(self.model, vocab_size=vocab_size, eot=None))
+        if self.start is not None:
+            load_encoder(model, MAE.from_pretrained(self.start))
+        return model
 
     def forward_flops(self) -> int:
         """FLOPs of a picture and a text of `block_size` tokens."""
@@ -192,7 +240,7 @@ class CLIPRecipe(Recipe):
         if self.artist != "all":
             data = data.only(self.artist)
         steps = self.steps_of(len(data.groups))
-        model = CLIP(replace(self.model, vocab_size=tokenizer.vocab_size, eot=None))
+        model = self.begun(tokenizer.vocab_size)
 
         def batch(step: int, part: int, parts: int) -> Batch:
             return self.batch(data, tokenizer, step, part, parts)[:2]
@@ -247,6 +295,24 @@ class CLIPRecipe(Recipe):
             found = [f"{names[i]} {cosine:.2f}" for i, cosine in zip(best, near, strict=True)]
             lines.append(f"{caption}\t{', '.join(found)}")
         return "\n".join(lines)
+
+
+def load_encoder(clip: CLIP, mae: MAE) -> None:
+    """Copy the encoder of a masked autoencoder into the image tower; its first norm and its projection stay.
+
+    Raises:
+        ValueError: their sizes differ.
+    """
+    names = {"image_size": "image_size", "patch_size": "patch_size", "d_model": "d_image", "n_layers": "n_image_layers"}
+    names |= {"n_heads": "n_image_heads", "d_mlp": "d_image_mlp"}
+    for theirs, ours in names.items():
+        found, expected = getattr(clip.config, ours), getattr(mae.config, theirs)
+        if found != expected:
+            raise ValueError(f"model.{ours} is {found}, expected {expected}: that of the encoder")
+    weights = mae.encoder_weights()
+    # The tower embeds patches without a bias; added to each place it is the same.
+    weights["positions.weight"][1:] += weights.pop("patch_embedding.proj.bias")
+    load_exactly(clip.image, clip.image.state_dict() | weights)
 
 
 def gathered(features: Float[Tensor, "b e"]) -> Float[Tensor, "b_all e"]:

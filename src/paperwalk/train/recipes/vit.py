@@ -20,10 +20,10 @@ from paperwalk.train.task import (
     Task,
     cut,
     figure,
-    file_sha256,
     generator,
     shuffled,
     spaced,
+    weights_sha256,
 )
 from paperwalk.vit import ViT, ViTConfig
 
@@ -111,9 +111,12 @@ class ViTRecipe(Recipe):
         return read_splits(self.data, self.model)
 
     def data_sha256(self) -> dict[str, str]:
-        """As `images.data_sha256`; and of the weights begun with."""
-        start = {} if self.start is None else {self.start: file_sha256(Path(self.start) / "model.safetensors")}
-        return data_sha256(self.data) | start
+        """As `images.data_sha256`."""
+        return data_sha256(self.data)
+
+    def start_sha256(self) -> dict[str, str]:
+        """Of the masked autoencoder begun with."""
+        return weights_sha256(self.start)
 
     def build(self) -> ViT:
         """The untrained model."""
