@@ -134,10 +134,11 @@ class CLIPRecipe(Recipe):
     @classmethod
     def named(cls) -> dict[str, "CLIPRecipe"]:
         """The recipes by name."""
+        # For `--start checkpoints/mae-cifar10`.
+        emoji = cls(model=cls.PRESETS["on-mae"], steps=2_000, lr=5e-4)
         return {
-            # For `--start checkpoints/mae-cifar10`.
-            "emoji-cpu": cls(model=cls.PRESETS["on-mae"], steps=2_000, lr=5e-4),
-            "emoji-google-cpu": cls(artist="google", steps=1_200),
+            "emoji-cpu": emoji,
+            "emoji-google-cpu": replace(emoji, artist="google", steps=1_000),
             # Tables 18 and 20, ViT-B/32: as many pairs as 32 passes over 400 million, 2,000 steps of warm-up.
             "paper": cls(
                 data="pairs.tsv",
