@@ -69,7 +69,7 @@ def test_the_stored_numbers_are_of_the_present_experiment():
     names = {
         f"{name} {seed}" for seed in experiment.SEEDS for name in (*experiment.OBJECTIVES, *experiment.TEMPERATURES)
     }
-    assert set(stored) == {"recipe", *names}
+    assert set(stored) == {"recipe", "from random weights", *names}
     assert stored["recipe"] == experiment.about()
     for name in names:
         assert list(stored[name]["recall"]) == [str(step) for step in experiment.EVALUATED]
