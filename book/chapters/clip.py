@@ -18,10 +18,10 @@
 # A classifier of images knows the classes that it was trained on, and no others. {cite:t}`radford2021` train on captions instead: one network reads
 # the image, another the text, and both learn to put an image and its caption in the same place of a common space. Their claim: after 400 million
 # pairs, a sentence is enough to name a new class, and such a {term}`zero-shot` classifier matches the accuracy of the original ResNet-50 on
-# ImageNet without having seen one of its 1.28 million labelled images. The method is called CLIP.
+# ImageNet without having been trained on one of its 1.28 million labelled images. The method is called CLIP.
 #
 # We build it line by line from the pseudocode of their Figure 3. Tokenizer, towers and loss are proven against naive versions and against two
-# independent libraries. A small CLIP learns from emoji and their names, and finds the right name for pictures of things that it never saw. Then we
+# independent libraries. A small CLIP learns from emoji and their names, and finds the right name for pictures of concepts that were held out. Then we
 # test the paper's reason for the method: telling captions apart teaches more per image than predicting their words (their Figure 2).
 #
 # :::{admonition} Before you start
@@ -144,7 +144,7 @@ def encode_naive(word, merges):
 
 
 # %% [markdown]
-# How many tokens have "photograph", "Photograph" and "photographs"? Think of what a merge can and cannot reach across.
+# How many tokens do "photograph", "Photograph" and "photographs" have? Think of what a merge can and cannot reach across.
 
 # %% tags=["nbval-check-output"]
 for word in ("photograph", "photographs", "antidisestablishmentarianism", "☕"):
@@ -205,7 +205,7 @@ glue(one_token=one_token)
 #
 # How does an image become one vector?
 #
-# By a [Vision Transformer](vit.md) with two changes. One more {term}`layer norm` stands before the first block (Section 2.4), and the activation is a
+# By a [Vision Transformer](vit.md) with three changes. The patch matrix has no bias, one more {term}`layer norm` stands before the first block (Section 2.4), and the activation is a
 # cheaper stand-in for GELU. With $x_\text{class}$ the class token, $x_p^i$ the patches, $E$ the patch matrix and $E_{pos}$ the positions:
 #
 # (eq-clip-1)=
@@ -227,7 +227,7 @@ glue(one_token=one_token)
 # \tag{code}
 # $$
 #
-# The paper does not mention it. It is in the code, and so are the weights: load them into a model with exact GELU and they compute something else.
+# The paper does not mention it. It is in the code, and the published weights were trained with it: load them into a model with exact GELU and they compute something else.
 
 # %%
 def image_naive(tower, image):  # (eq-clip-1) for one image
@@ -293,7 +293,7 @@ print(f"32 images: tower {ours:.1f} ms, naive {naive:.0f} ms")
 
 
 # %% [markdown]
-# As three operations in torch it need not be quicker than the fused kernel for the exact one; the name dates from other hardware.
+# As three operations in torch it need not be quicker than the fused kernel for the exact one.
 #
 # ## The text tower
 #
@@ -721,8 +721,8 @@ for name in ("vit_b_32", "vit_b_16", "vit_l_14"):
     print(f"{name}: {measured:,} parameters")
 
 # %% [markdown]
-# The published ViT-B/32 has 151,277,313, of which 63 million read text; the paper gives that number too (Section 2.4). Patches of 16 instead of 32 pixels cost
-# parameters less and time more:
+# The published ViT-B/32 has 151,277,313, 63 million of them in the text tower, as the paper says (Section 2.4). With patches of 16 instead of 32 pixels there are
+# slightly fewer parameters, and more to compute:
 
 # %% tags=["nbval-check-output"]
 from torch.utils.flop_counter import FlopCounterMode
@@ -776,14 +776,16 @@ plt.show()
 # %% [markdown]
 # From {glue:text}`first_loss:.2f` to {glue:text}`last_loss:.2f` nats. Recall at 5, the mean over both artists and both directions, is {glue:text}`recall_small:.0f` %: better than guessing, and far from useful.
 #
-# The checkpoint that comes with the book saw more pictures, each as 64 patches of 4 × 4 pixels instead of 16 of 8 × 8, and its image tower did not begin with random weights:
+# The checkpoint that comes with the book saw more pictures, each as 64 patches of 4 × 4 pixels instead of 16 of 8 × 8. Its image tower is larger, 6 blocks of width 192 instead of 3 of 128, and did not begin with random weights:
 #
 # `paperwalk train clip --recipe emoji-cpu --start checkpoints/mae-cifar10`
 #
-# It began with the encoder of our [masked autoencoder](mae.md), which had filled in hidden parts of CIFAR-10's photographs and seen neither label nor word. The paper begins with random weights: with 400 million pairs, overfitting was
-# no concern (Section 2.3). With 2,844 pictures it is the main one: what a new picture shows is what the tower fails to see. Larger CLIPs begin like this one too {cite:p}`sun2023`.
+# It began with the encoder of our [masked autoencoder](mae.md), which had filled in hidden parts of CIFAR-10's photographs and seen neither label nor word. (Its weights alone: with quick GELU and one more norm the tower does not compute
+# what the encoder did. As a start that is good enough.) Some things that we hold out, a horse for one, are on those photographs: it has seen such things, but no emoji of them and no name. The paper begins with random weights, since with 400 million pairs
+# overfitting is no major concern (Section 2.3). With 2,844 pictures we think that it is: a tower that begins at random learns these pictures rather than how to see. Larger CLIPs begin with a masked model too {cite:p}`sun2023`; theirs
+# had filled in another CLIP's features instead of pixels.
 #
-# At test time we also use what training has made the model used to: a picture's vector is the mean over itself, counted twice, and eight random views of it, a caption's the mean over nine orders of its phrases. (The
+# At test time we also use the views and orders that the model was trained on: a picture's vector is the mean over itself, counted twice, and eight random views of it, a caption's the mean over nine orders of its phrases. (The
 # paper averages prompts in the same way; we come to that below.)
 #
 # Its card holds the figures on all held-out concepts. We measure them again.
@@ -817,12 +819,14 @@ scratch = json.loads(experiment.RESULTS.read_text())["from random weights"]
 at_random = [scratch["metrics"][name]["value"] for name in card["metrics"]]
 assert sum(at_random) < sum(found.values())
 glue(low_random=100 * min(at_random), high_random=100 * max(at_random))
+encoder = runs.read_json(checkpoint("mae-cifar10") / "card.json", "cpu_seconds")
+glue(encoder_minutes=encoder["cpu_seconds"] / 60)
 
 # %% [markdown]
-# After {glue:text}`steps` steps and {glue:text}`images_seen:,` pictures, in {glue:text}`minutes:.0f` minutes of one core, {glue:text}`recall:.0f` % of the things that it has never seen are
+# After {glue:text}`steps` steps and {glue:text}`images_seen:,` pictures, in {glue:text}`minutes:.0f` minutes of one core, besides the {glue:text}`encoder_minutes:.0f` of the encoder, {glue:text}`recall:.0f` % of the concepts held out are
 # found among 200, the mean over both artists and both directions; the lowest of the four is {glue:text}`lowest:.0f` %. The interval says how far a figure would move with other
-# concepts: about seven points either way. From random weights, with four blocks of width 128 and half as many steps more (`paperwalk train clip --preset small`), the four figures
-# lay between {glue:text}`low_random:.1f` and {glue:text}`high_random:.1f` %. The scale $e^t$ has moved from 14.3 to {glue:text}`scale:.1f`.
+# concepts: about seven points either way. An earlier, smaller model, four blocks of width 128 from random weights, 3,000 steps at twice the rate (`paperwalk train clip --preset small`), had {glue:text}`low_random:.1f` to
+# {glue:text}`high_random:.1f` %; size, rate and start all differ, so this does not say what the start alone is worth. The scale $e^t$ has moved from 14.3 to {glue:text}`scale:.1f`.
 #
 # Look for the diagonal in the matrix of all 200 pictures and captions, and for the blocks along it: Unicode's list is ordered by kind.
 
@@ -910,8 +914,7 @@ sample = torch.arange(3, 200, 25)
 glue(in_sample=int((order[sample] == sample[:, None]).sum()))
 
 # %% [markdown]
-# In {glue:text}`first_kind:.0f` % of the cases; guessing would give {glue:text}`chance_kind:.0f` %. (The eight pictures above are every 25th; {glue:text}`in_sample` of them found the own caption, fewer
-# than the average.) What about the worst?
+# In {glue:text}`first_kind:.0f` % of the cases; guessing would give {glue:text}`chance_kind:.0f` %. (The eight pictures above are every 25th; {glue:text}`in_sample` of them found the own caption.) What about the worst?
 
 # %% mystnb={"image": {"alt": "The eight held-out emoji whose own caption ranks last, with the five captions that the model prefers."}}
 rank = (cosines >= cosines.diagonal()[:, None]).sum(dim=1)
@@ -963,7 +966,7 @@ glue(by_name=by_name, by_keywords=by_keywords, by_all=by_all)
 # %% [markdown]
 # With the name alone {glue:text}`by_name:.0f` %, with the keywords {glue:text}`by_keywords:.0f` %, with the kind {glue:text}`by_all:.0f` %.
 #
-# And a drawing style that it has never seen? A second checkpoint was trained on Google's pictures alone (`--recipe emoji-google-cpu`). Predict: what does it make of
+# And a drawing style that it has never seen? A second checkpoint was trained on Google's pictures alone (`--recipe emoji-google-cpu`, with the same start). Predict: what does it make of
 # Twitter's?
 
 # %%
@@ -1014,7 +1017,7 @@ def classify_naive(model, tokenizer, image, names, templates):  # (eq-clip-7)
 
 # %% [markdown]
 # Emoji captions are lists of words, so our templates are short. As classes we take five words that Unicode's kinds do not use as their names, and ask about the
-# held-out pictures of the kinds listed below. None of these things was seen in training; how often is the most probable word right? Guessing gives 20 %, always answering "animal" {glue:text}`always_animal:.0f` %.
+# held-out pictures of the kinds listed below. No picture and no caption of these was trained on; how often is the most probable word right? Guessing gives 20 %, always answering "animal" {glue:text}`always_animal:.0f` %.
 
 # %%
 classes = {
@@ -1067,7 +1070,7 @@ axis.grid(False)
 assert (table.argmax(dim=1) == torch.arange(5)).sum() >= 4
 
 # %% [markdown]
-# With the bare word {glue:text}`one:.0f` % of {glue:text}`asked` pictures are right, with the mean over six prompts {glue:text}`six:.0f` %: {glue:text}`moved` pictures more. In the paper the template "A photo of a {label}." alone gives 1.3 points
+# With the bare word {glue:text}`one:.0f` % of {glue:text}`asked` pictures are right, with the mean over six prompts {glue:text}`six:.0f` %: {glue:text}`moved:+d` pictures. In the paper the template "A photo of a {label}." alone gives 1.3 points
 # on ImageNet and the ensemble of 80 prompts 3.5 more. There a template takes the class name closer to the captions of the training set; our training captions
 # were lists of words already. A gain over so few pictures is within chance.
 
@@ -1144,7 +1147,7 @@ glue(fewer=seen[-1] / seen[0])
 # The claim holds, although everything is smaller: 128 captions to tell apart instead of 32,768, twenty thousand pictures instead of hundreds of
 # millions. At its first measurement, after a quarter of the pictures, the contrastive bag of words is already past what prediction ends at; how much earlier, four points cannot say. (It also
 # compares a run in the middle of its schedule with one at its end.) CLIP with its text tower ends at {glue:text}`clip:.1f` %; on captions that
-# are lists of words in any order, a transformer has nothing to gain over a bag of words.
+# are lists of words in any order, a transformer has little to gain over a bag of words, and gains nothing in 160 steps.
 #
 # And the temperature? CLIP learns it from 0.07. The same runs with $\tau$ fixed:
 
@@ -1167,9 +1170,9 @@ glue(at_hundredth=by_steps("fixed at 0.01")[:, -1].mean().item())
 #
 # | | paper or official code | here | why |
 # |---|---|---|---|
-# | data | 400 million pairs from the web | 1,218 families of emoji, drawn twice | two cores |
+# | data | 400 million pairs from the web | 1,218 families of emoji, drawn twice; 50,000 photographs without labels for the encoder | two cores |
 # | captions | sentences as found | name, keywords and kind, keywords dropped at random | so that words are learned, not captions |
-# | first weights | random, both towers (Section 2.3) | the image tower's are those of a masked autoencoder, in the shipped models | 2,844 pictures instead of 400 million |
+# | first weights | random, both towers (Section 2.3) | the image tower's are those of a masked autoencoder with exact GELU, in the shipped models | 2,844 pictures instead of 400 million |
 # | augmentation | a random square crop | turned, moved, tinted, covered | 2,844 pictures instead of 400 million |
 # | image towers | five ResNets, three ViTs | ViTs | one is enough to learn from |
 # | batch | 32,768 | 128 | two cores |
@@ -1179,7 +1182,7 @@ glue(at_hundredth=by_steps("fixed at 0.01")[:, -1].mean().item())
 # | layer norm | official code: computed in single precision within half-precision weights | all weights in single precision; autocast does the same to norms | no special case |
 # | special tokens in a text | official code takes a written `<\|endoftext\|>` for the end | it is text | a caption cannot cut itself off |
 # | text too long | official code: an error unless `truncate=True` | cut, the end kept | as open_clip |
-# | length, vocabulary | Section 2.4: at most 76 tokens, 49,152; official code and Table 18: 77, 49,408 | 77 and 49,408 for the published sizes; 32 and 1,500 here | the published weights follow the code; our captions are short |
+# | length, vocabulary | Section 2.4: at most 76 tokens, 49,152; official code: 77, 49,408 | 77 and 49,408 for the published sizes; 32 and 1,500 here | the published weights follow the code; our captions are short |
 # | gradients | no clipping of their norm mentioned | norm clipped at 1 | the loop of all recipes |
 # | pixels | official code: less the mean (0.481, 0.458, 0.408), over the deviation (0.269, 0.261, 0.276); bicubic to 224 | from −1 to 1 | one rule; with published weights use theirs |
 # | evaluation | one view | image: itself twice and eight random views; caption: nine orders | the model was trained on such views |
@@ -1294,7 +1297,7 @@ print("with the bug: position 2, the new token; ours: position 4, the end")
 # :::{exercise} What a batch teaches
 # :label: ex-clip-batch
 #
-# With random features the loss is about $\ln b$. Suppose a model is sure of each image's *kind* and knows nothing else, and there are 100 kinds of equal size. Which loss has it on large batches, in nats? What follows for
+# With random features the loss is about $\ln b$. Suppose a model is sure of each image's *kind* and knows nothing else, and there are 100 kinds of equal size. What is its loss on large batches, in nats? What follows for
 # the batch size that a model needs in order to learn details?
 # :::
 #

@@ -107,7 +107,7 @@ def masking_naive(noise, mask_ratio):  # (eq-mae-1), (eq-mae-2) for one image
 
 
 # %% [markdown]
-# With four patches, noise (0.9, 0.1, 0.5, 0.3) and $r = 0.5$: which patches stay, and what is $\boldsymbol{\pi}^{-1}$? Decide before you read on.
+# With four patches, noise (0.9, 0.1, 0.5, 0.3) and $r = 0.5$: which patches stay, and what is $\boldsymbol{\pi}^{-1}$ (counted from 0, as in code)? Decide before you read on.
 
 # %% tags=["nbval-check-output"]
 visible, restore, hidden = masking_naive([0.9, 0.1, 0.5, 0.3], 0.5)
@@ -116,7 +116,7 @@ assert restore == [3, 0, 2, 1]
 print("visible:", visible, " place of each patch:", restore, " hidden:", hidden)
 
 # %% [markdown]
-# The smallest numbers stay: patches 1 and 3, in that order. Our photographs are those of CIFAR-10 {cite:p}`krizhevsky2009`: 32 × 32 pixels in colour, ten classes. With patches of 4 × 4
+# The smallest numbers stay: patches 1 and 3 (on paper 2 and 4), in that order. Our photographs are those of CIFAR-10 {cite:p}`krizhevsky2009`: 32 × 32 pixels in colour, ten classes. With patches of 4 × 4
 # pixels an image has $N = 64$ of them, and at $r = 0.75$ the encoder sees 16.
 
 # %% tags=["nbval-check-output"]
@@ -232,7 +232,9 @@ from transformers.models.vit_mae import modeling_vit_mae
 positions = sinusoidal_2d(8, 8, 192)
 assert torch.allclose(positions, positions_naive(8, 8, 192), atol=1e-5)
 theirs = modeling_vit_mae.build_2d_sinusoidal_position_embedding(8, 8, 192)
-rotated = torch.cat([theirs[:, 96:], theirs[:, :96]], dim=1)  # theirs: rows first
+rotated = torch.cat(
+    [theirs[:, 96:], theirs[:, :96]], dim=1
+)  # transformers turns it later
 assert torch.allclose(positions, rotated, atol=1e-6)
 assert torch.allclose(positions.norm(dim=1), torch.tensor(96.0).sqrt())
 print("each of", len(positions), "positions has length √96")
@@ -763,7 +765,7 @@ plot.slider(frames, labels, alt=rows, name="mask ratio")
 # ## Two ways of using an encoder
 #
 # What has it learned that is of use? The paper asks in two ways (Appendix A.1). The linear probe freezes the encoder and trains one linear layer on what it returns: is the class already there to read off? Fine-tuning trains
-# everything, with the pre-trained weights as the start.
+# everything, with the pre-trained weights as the start. (A third use, as the beginning of [CLIP's image tower](clip.md), comes later.)
 #
 # For both, the encoder becomes a plain ViT that sees all patches. `encoder_weights` names its tensors as `ViT` does; the fixed positions become learned ones, as in the official code.
 
@@ -846,7 +848,7 @@ glue(n_labels=experiment.TUNED.labels, n_epochs=experiment.TUNED.epochs)
 # | paper, linear probe, ViT-L on ImageNet | all | 73.5 | |
 # | paper, fine-tuned, ViT-L on ImageNet | all | 84.9 | 82.5 |
 #
-# One encoder was pre-trained: the spread is that of the probe and of the fine-tuning, not of pre-training. Random start means the same encoder before its training, fixed positions included; fine-tuned or not, it is told as many labels.
+# One encoder was pre-trained: the spread is that of the probe and of the fine-tuning, not of pre-training. Random start means the same encoder before its training, fixed positions included; both starts get the same labels, in the probe and in fine-tuning.
 #
 # ## How much to hide
 #
@@ -977,7 +979,7 @@ for preset in ("base_16", "large_16", "huge_14"):
 assert shares[0] > 0.5 > shares[1] > shares[2]
 
 # %% [markdown]
-# The decoder hardly depends on the encoder: 10.7 GFLOPs an image beside ViT-B and ViT-L, 14.3 beside ViT-H, which has more patches (14 pixels wide: 256 instead of 196). Beside a quarter of ViT-B (8.6) it is the larger half; beside a quarter of ViT-H (82.6) it is small, and the speed-up comes nearer to the encoder's four.
+# The decoder hardly depends on the encoder: about 10.75 GFLOPs an image beside ViT-B and ViT-L, 14.3 beside ViT-H, which has more patches (14 pixels wide: 256 instead of 196). Beside a quarter of ViT-B (8.6) it is the larger half; beside a quarter of ViT-H (82.6) it is small, and the speed-up comes nearer to the encoder's four.
 #
 # :::{solution-end}
 # :::

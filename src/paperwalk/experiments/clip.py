@@ -3,7 +3,8 @@
 The claims are those of Radford et al. 2021, Figure 2 (predicting a caption's words learns more slowly than telling
 captions apart) and, of which the paper reports no comparison, the temperature learned as in Section 2.5, scaled down:
 the same steps and images, three seeds. Run: `python -m paperwalk.experiments.clip` (about 10 minutes on one thread); it
-writes clip.json beside this file. "from random weights" in it is the card of `paperwalk train clip --preset small`.
+writes clip.json beside this file. "from random weights" in it is the card of a run that `paperwalk train clip --preset
+small` repeats; the recipe `emoji-cpu` was that one at the time.
 """
 
 import math
