@@ -100,7 +100,7 @@ assert len("🐋".encode()) == 4
 # {term}`Byte pair encoding` {cite:p}`sennrich2016` lies between. Start with single bytes; find the pair of neighbours that occurs most often; make it a token; repeat.
 # Frequent words end up as one token, rare ones as a few. GPT-2 (Section 2.2) does this on bytes, where Sennrich et al. did it on characters.
 # Like them it never joins across words; new is that punctuation and digits are cut off too, so that `dog`, `dog.` and `dog!` do not become three tokens. What a word is, a pattern says: letters, or digits, or
-# other signs, with the space before them.
+# other signs, with the space before them; endings such as 'll count as words of their own.
 
 # %% tags=["nbval-check-output"]
 words = WORDS.findall("Call me Ishmael. I'll sail in 1851!")
@@ -169,7 +169,7 @@ glue(ours_1000=lengths[-1], of_gpt2=of_gpt2)
 plt.show()
 
 # %% [markdown]
-# Each merge is the best one left, so it brings less than the one before: the first thousand make tokens of {glue:text}`ours_1000:.1f` characters. GPT-2's 50,000, learned on far more text, make {glue:text}`of_gpt2:.1f` on a novel of 1851.
+# Each merge is the best one left, so it brings no more than the one before: the first thousand make tokens of {glue:text}`ours_1000:.1f` characters. GPT-2's 50,000, learned on far more text, make {glue:text}`of_gpt2:.1f` on a novel of 1851.
 #
 # Is our reading of that vocabulary the right one? transformers has its own. It must give the same integers for slices of the novel and for strings nobody would write.
 # (The tests compare more than 10,000 strings from eleven alphabets.)
@@ -299,7 +299,7 @@ print(f"counts start at 0.01: k = 3 {three:.2f}, k = 4 {four:.2f}")
 
 
 # %% [markdown]
-# The smoothing invents 0.1 · 83 = 8.3 counts for each context, and where there are fewer than ten, they drown the evidence. So the best $k$ depends on that choice: when counts start at 0.01 it is four. A model that is to use long contexts must notice that *the white whale* and *a white sail* have something in common. That is what the network is for.
+# The smoothing invents 0.1 · 83 = 8.3 counts for each context, and where there are fewer than ten, they drown the evidence. So the best $k$ depends on that choice: when counts start at 0.01, four is better than three. A model that is to use long contexts must notice that *the white whale* and *a white sail* have something in common. That is what the network is for.
 #
 # ## Looking back only
 #
@@ -313,7 +313,7 @@ print(f"counts start at 0.01: k = 3 {three:.2f}, k = 4 {four:.2f}")
 # \qquad M_{ij} = \begin{cases} 0 & j \le i \\ -\infty & j > i \end{cases}
 # $$
 #
-# The query $\mathbf{q}$, key $\mathbf{k}$ and value $\mathbf{v}$ of a token are those of the [ViT chapter](vit.md), $e$ is the width of a head. The naive version has no mask at all: it only looks at what is there.
+# $\mathbf{q}$, $\mathbf{k}$ and $\mathbf{v}$ hold a row for each token, its query, key and value, as in the [ViT chapter](vit.md); $e$ is the width of a head. The naive version has no mask at all: it only looks at what is there.
 
 # %%
 def causal_naive(q, k, v):  # one head: q, k, v are (t, e)
@@ -546,7 +546,7 @@ plt.show()
 #
 # After the blocks each position has a vector of width `d`. How does it become a prediction among `v` tokens?
 #
-# In GPT (Section 3.1), with token embedding $W_e$, position embedding $W_p$ and $n$ blocks (our $L$):
+# In GPT (Section 3.1), with token embedding $W_e$, position embedding $W_p$ and $n$ blocks (the paper's letter again, not the number of tokens; our $L$):
 #
 # (eq-gpt-2)=
 # $$
@@ -556,7 +556,7 @@ plt.show()
 # \tag{2}
 # $$
 #
-# $U$ are the tokens of the context, each a row with a single 1, so $U W_e$ picks rows of $W_e$. The head on the right is the same matrix once more, transposed, without a bias: {term}`tied embeddings`. {cite:t}`press2017` found that this
+# $U$ are the tokens of the context, each a row with a single 1, so $U W_e$ picks rows of $W_e$. The head, in the last line, is the same matrix once more, transposed, without a bias: {term}`tied embeddings`. {cite:t}`press2017` found that this
 # not only saves $v \cdot d$ weights but predicts better. Positions are learned, one vector each, up to `block_size`; there is no position beyond.
 
 # %%
@@ -1197,7 +1197,7 @@ plt.show()
 #
 # (Figure 4 itself prints no numbers; Table 3 measures the same four models on other texts.)
 #
-# The claim holds here too: each size is better than the one before, on the training text and on held-out text, even its worst seed than the best of the smaller. And the two curves lie together: the
+# The claim holds here too: each size is better than the one before, on the training text and on held-out text; even the worst seed of a size is better than the best of the size below. And the two curves lie together: the
 # largest has {glue:text}`large_train:.2f` on the first part of the training text, which is a little harder for it than the held-out end. But "training text" says too much: the windows, drawn at random, cover about {glue:text}`covered:.0%` of it once or more; so this curve could hardly part from the other.
 #
 # The numbers themselves cannot be compared: a character is easier to guess than a word, and our largest model is 3,700 times smaller than the paper's. Nor would ours go on falling for ever. With many passes over one novel we expect the
@@ -1235,7 +1235,7 @@ plt.show()
 # :class: dropdown
 # :::
 #
-# A block has $13d$ in biases and norms ($9d$ and $4d$) and $12d^2$ in matrices: one grows with the width, the other with its square. In blocks alone the share is $13 / (12 d + 13)$, about $1.1/d$; the embeddings, which decay, make it smaller still, most of all in the smallest model.
+# The smallest, `gpt2`. A block has $13d$ in biases and norms ($9d$ and $4d$) and $12d^2$ in matrices: one grows with the width, the other with its square. In blocks alone the share is $13 / (12 d + 13)$, about $1.1/d$; the embeddings, which decay, make it smaller still, most of all in the smallest model.
 
 # %% tags=["nbval-check-output"]
 shares = []

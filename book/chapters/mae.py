@@ -232,9 +232,7 @@ from transformers.models.vit_mae import modeling_vit_mae
 positions = sinusoidal_2d(8, 8, 192)
 assert torch.allclose(positions, positions_naive(8, 8, 192), atol=1e-5)
 theirs = modeling_vit_mae.build_2d_sinusoidal_position_embedding(8, 8, 192)
-rotated = torch.cat(
-    [theirs[:, 96:], theirs[:, :96]], dim=1
-)  # transformers turns it later
+rotated = torch.cat([theirs[:, 96:], theirs[:, :96]], dim=1)  # theirs: rows first
 assert torch.allclose(positions, rotated, atol=1e-6)
 assert torch.allclose(positions.norm(dim=1), torch.tensor(96.0).sqrt())
 print("each of", len(positions), "positions has length √96")

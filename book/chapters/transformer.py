@@ -89,7 +89,7 @@ print(len(tokenizer), "tokens, letters and phonemes together")
 
 # %% [markdown]
 # No word is in two of these splits: the SHA-256 of its spelling decides where it goes. And all pronunciations of a word go there with it; otherwise the
-# model would be tested on words that it has learned. Their relatives may be in the training set, "lightnings" for "lightning": by a rough count of common endings, more than a third of the test words have one.
+# model would be tested on words that it has learned. Their relatives may be in the training set, "lightnings" for "lightning": many test words have one.
 #
 # How good is a guess? Count the fewest insertions, deletions and substitutions that make the right answer of it, its {term}`edit distance` $d$, and divide by
 # the length of the right answer, summed over all words. This is the {term}`phoneme error rate`:
@@ -172,6 +172,9 @@ def attention_naive(q, k, v):  # (eq-transformer-1), one head: q (t, e), k, v (s
         rows.append(sum(a_j * v_j for a_j, v_j in zip(a, v, strict=True)))
     return torch.stack(rows)
 
+
+# %% [markdown]
+# `ladder.prove` runs two implementations on the same inputs and weights, pulls the same random gradient back through both, and stops the page if an output or a gradient differs by more than rounding.
 
 # %% tags=["nbval-check-output"]
 q, k, v = torch.randn(5, 16), torch.randn(9, 16), torch.randn(9, 16)
@@ -597,7 +600,7 @@ glue(post_8=shrinks["post"], pre_8=shrinks["pre"], root_8=8**-0.5)
 # From one layer to eight, the last layer's gradient is multiplied by {glue:text}`post_8:.2f` with post-norm, so it stays about the same, and by {glue:text}`pre_8:.2f` with pre-norm: somewhat less than $1 / \sqrt{8} = $ {glue:text}`root_8:.2f`, which is a bound's order for an encoder of
 # two sub-layers a layer; our decoder has three. Along the decoder, on the left, post-norm's gradient is {glue:text}`uphill:.0f` times larger in the last layer than in the first; pre-norm's is largest in the first.
 #
-# Does it matter for training? Six layers each in encoder and decoder, the same data, a full learning rate of $10^{-3}$ from the first step on, no warm-up; and then two:
+# Does it matter for training? Six layers each in encoder and decoder, the same data, a full learning rate of $10^{-3}$ from the first step on, no warm-up. Then the same with two layers each:
 
 # %%
 examples = experiment.make_examples(splits.train, tokenizer)
@@ -1487,8 +1490,8 @@ glue(noise=max(spread[name] for name in heads.values()))
 # ({glue:text}`noise:.3f` at most); two heads are as good as four, and learned positions differ by about the noise. In the error rate one head and sixteen are worse too, at the edge of the noise of three seeds; the paper's own differences are below one BLEU. Perhaps ours are
 # smaller because a phoneme depends on a few letters nearby, and one pattern of looking goes a long way.
 #
-# The square root is another matter. Without it the small model learns badly, and with one head of width 64 it learns little more than which phonemes follow which: counting the two phonemes before gives a loss of {glue:text}`counted:.2f` on the same words. One likely reason: its attention is
-# peaked from the first step, on letters chosen at random. We tried one learning rate and one initialisation; smaller weights would do the work of the root. Without positions the source is a bag of letters, and the error is what an anagram deserves.
+# The square root is another matter. Without it the small model learns badly, and with one head of width 64 it ends near what a count of the two phonemes before gives, {glue:text}`counted:.2f` on the same words. One likely reason: its attention is
+# peaked from the first step, on letters chosen at random. We tried one learning rate and one initialisation; smaller weights would do the work of the root. Without positions the source is a bag of letters, and only the causal mask tells the target its order; the error is what an anagram deserves.
 #
 # ## Where this differs from the paper
 #
@@ -1604,7 +1607,7 @@ print("alpha 0: all 60 words equal; alpha 20: not all")
 # :::{exercise} Spot the bug: a mask from the wrong sentence
 # :label: ex-transformer-bug-mask
 #
-# A widely read translation example of Keras built the mask of its decoder as below and gave it to the *cross*-attention, until [pull request 1046](https://github.com/keras-team/keras-io/pull/1046) in 2022. Source and
+# A widely read translation example of Keras built the mask of its decoder as below and gave it to the *cross*-attention. [Pull request 1046](https://github.com/keras-team/keras-io/pull/1046) named the mistake in 2022; [issue 1964](https://github.com/keras-team/keras-io/issues/1964) still reports it in 2024. Source and
 # target were both filled up to 20 tokens, so the shapes fitted. It trained, and it translated, somewhat. What can target position $i$ see of the source? Which check of this chapter finds it?
 # :::
 

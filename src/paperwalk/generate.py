@@ -126,8 +126,8 @@ def generate(
     Raises:
         ValueError: an empty or too long prompt, a token outside the vocabulary, or an argument outside its range.
 
-    Cost: with the cache `config.forward_flops(1)` and a read of all weights a step; without, or past `block_size`,
-        `config.forward_flops(t)`.
+    Cost: with the cache, a step is a read of all weights, `config.forward_flops(1)`, and 4 · s · d a block for the s
+        positions seen. Without, or past `block_size`: `config.forward_flops(t)`, the head at the last position only.
     """
     config = model.config
     _check_prompts(prompts, n_tokens, config.vocab_size, config.block_size)

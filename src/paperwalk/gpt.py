@@ -185,7 +185,7 @@ class GPT(nn.Module):
         return self.logits(self.encode(tokens, real, cache))
 
     def loss(self, tokens: Int[Tensor, "b t"]) -> Float[Tensor, ""]:
-        """−1/t Σ log P(u_i | u_1 … u_{i−1}) in nats: each token of a window but the first, predicted from those before.
+        """−1/(t − 1) Σ_{i = 2 … t} log P(u_i | u_1 … u_{i−1}) in nats: all tokens of a window but the first.
 
         Source: Radford et al. 2018, Eq. 1, with the sign and the mean that make it a loss.
         """

@@ -34,7 +34,7 @@ def _check_mask(mask: Tensor, q: Tensor, k: Tensor) -> None:
 
 
 def _fused_is_slow(q: Tensor) -> bool:
-    # In bfloat16 on a processor the fused kernel takes about twice as long as plain products, most of all backward and
+    # In bfloat16 on a processor torch's function takes about twice as long as plain products, most of all backward and
     # with dropout; the (t, s) weights of a few hundred positions are small. For a single query it is the faster one.
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < q.shape[-2] <= 512
 
@@ -50,8 +50,9 @@ def attention(
 ) -> Float[Tensor, "b n t e"]:
     """softmax(q kᵀ / √e) v, the softmax over the key positions s.
 
-    Runs on torch's fused kernel, which never stores the (t, s) weights: memory grows with t + s, not t · s. Except for
-    short sequences in bfloat16 on a processor, where plain products are about twice as fast.
+    Runs on torch's fused kernel, which never stores the (t, s) weights: memory grows with t + s, not t · s. Except on a
+    processor with dropout, for which torch has none, and for short sequences in bfloat16 there, where plain products
+    are about twice as fast.
 
     Args:
         q, k, v: queries, keys and values, dimensionless.
