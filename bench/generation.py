@@ -1,6 +1,7 @@
 """Writing with a cache: GPT against transformers' `generate`, beside what the memory's bandwidth allows."""
 
 import copy
+import time
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,8 @@ BATCHES = (1, 8)
 PROMPT = 16
 # Half as many bytes to read; the text may be another one.
 HALF = "ours, bf16 weights"
+# And one call a step in place of some hundreds; compiling takes most of a minute, once.
+COMPILED = "ours, bf16 weights, compiled"
 
 
 def ours(model: GPT, prompts: Tensor, n_tokens: int) -> list[list[int]]:
@@ -61,18 +64,26 @@ def measure(rounds: int) -> dict[str, Any]:
     found, rounds = {}, few(rounds)
     for name, (config, n_tokens) in MODELS.items():
         model, reference = pair(config)
-        half = copy.deepcopy(model).bfloat16()
+        half, fast = (copy.deepcopy(model).bfloat16() for _ in range(2))
+        fast.encode = torch.compile(fast.encode)
         sizes = {OURS: weight_bytes(model), HALF: weight_bytes(half), "transformers": weight_bytes(model)}
+        sizes[COMPILED] = sizes[HALF]
         rates = {n_bytes: bandwidth(n_bytes) for n_bytes in set(sizes.values())}
         for batch in BATCHES:
+            torch.compiler.reset()
             prompts = torch.randint(config.vocab_size, (batch, PROMPT))
+            start = time.perf_counter()
+            ours(fast, prompts, n_tokens)
+            compiling = time.perf_counter() - start
             writers = [
                 Contender(OURS, partial(ours, model, prompts, n_tokens)),
                 Contender(HALF, partial(ours, half, prompts, n_tokens)),
+                Contender(COMPILED, partial(ours, fast, prompts, n_tokens)),
                 Contender("transformers", partial(theirs, reference, prompts, n_tokens)),
             ]
-            found[f"{name}, batch {batch}"] = summary(interleaved(writers, rounds), (OURS, HALF)) | {
+            found[f"{name}, batch {batch}"] = summary(interleaved(writers, rounds), (OURS, HALF, COMPILED)) | {
                 "tokens": batch * n_tokens,
+                "compiling": compiling,
                 # Each step reads the weights once, for the whole batch.
                 "limits": {each: batch * rates[n_bytes] / n_bytes for each, n_bytes in sizes.items()},
             }

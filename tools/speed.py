@@ -74,6 +74,11 @@ def rate(n: float, seconds: list[float]) -> str:
     return f"{found:,.0f}" if found >= 100 else f"{found:.1f}"
 
 
+def spread_of(seconds: list[float]) -> str:
+    """The least and the most."""
+    return f"{min(seconds):.0f} to {max(seconds):.0f}"
+
+
 def fastest(found: Mapping[str, Any]) -> str:
     """The reference whose median is least."""
     others = {name: each for name, each in found["seconds"].items() if name not in (OURS, FAST)}
@@ -124,7 +129,8 @@ def generation(part: Mapping[str, Any]) -> str:
     text = (
         "The likeliest token each time, with a cache of keys and values; the same text from ours and theirs. A step reads all "
         "weights once for the whole batch: the limit is how often a second this machine reads that many bytes, measured as "
-        "products of matrices that large with a vector.\n\n"
+        "products of matrices that large with a vector. Compiled: `model.encode = torch.compile(model.encode)`, which took "
+        f"{spread_of([found['compiling'] for found in part['cases'].values()])} seconds at the first call.\n\n"
     )
     titles = [
         "model",
