@@ -1,6 +1,7 @@
 import itertools
 import math
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -377,6 +378,24 @@ def test_the_fused_kernel_is_used_where_it_is_fast(dtype, t, kernel, monkeypatch
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *x, **options: calls.append(x) or real(*x, **options))
     attention(*(x.to(dtype) for x in qkv(t=t)))
     assert bool(calls) == kernel
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_large_scores_are_as_exact_in_bfloat16_as_torch_has_them(causal):
+    def run(function, dtype):
+        given = [x.bfloat16().to(dtype).requires_grad_() for x in (4 * q, 4 * k, v)]
+        out = function(*given)
+        out.backward(direction.to(dtype))
+        return [out.double(), *(x.grad.double() for x in given)]
+
+    torch.manual_seed(0)
+    q, k, v, direction = torch.randn(4, 2, 2, 64, 32)
+    theirs = partial(F.scaled_dot_product_attention, is_causal=causal)
+    exact, reference = run(theirs, torch.float64), run(theirs, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = run(partial(attention, causal=causal), torch.bfloat16)
+    for a, b, c in zip(ours, reference, exact, strict=True):
+        assert (a - c).norm() <= 1.5 * (b - c).norm()
 
 
 @pytest.mark.parametrize("kernel", [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH])
