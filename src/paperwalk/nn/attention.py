@@ -34,8 +34,9 @@ def _check_mask(mask: Tensor, q: Tensor, k: Tensor) -> None:
 
 
 def _fused_is_slow(q: Tensor) -> bool:
-    # In bfloat16 on a processor torch's function takes up to three times as long as plain products, most of all for short
-    # sequences and with dropout; the (t, s) weights of a few hundred positions are small. For a single query it is the faster one.
+    # In bfloat16 on a processor torch's function takes up to three times as long as plain products, most of all for
+    # short sequences and with dropout; the (t, s) weights of a few hundred positions are small. For a single query it
+    # is the faster one.
     return q.device.type == "cpu" and q.dtype == torch.bfloat16 and 1 < q.shape[-2] <= 512
 
 
