@@ -830,7 +830,7 @@ glue(encoder_minutes=encoder["cpu_seconds"] / 60)
 #
 # Look for the diagonal in the matrix of all 200 pictures and captions, and for the blocks along it: Unicode's list is ordered by kind.
 
-# %% mystnb={"image": {"alt": "Matrix of 200 by 200 cosines of the trained model, held-out pictures against held-out captions in Unicode's order: bright blocks along the diagonal, the clearest for faces at the upper left and for symbols at the lower right; the diagonal itself shows in the blocks in between."}}
+# %% mystnb={"image": {"alt": "Matrix of 200 by 200 cosines of the trained model, held-out pictures against held-out captions in Unicode's order: bright blocks along the diagonal, the clearest for faces at the upper left, for clocks in the middle and for symbols at the lower right; the diagonal itself shows in the blocks in between."}}
 cosines = pictures[0] @ captions.T
 figure, axis = plt.subplots(figsize=(5.4, 4.6))
 shown = axis.imshow(cosines, vmin=-0.3, vmax=0.7)
@@ -1051,7 +1051,7 @@ glue(moved=round((right["six"] - right["one"]) * len(shown)))
 # %% [markdown]
 # Look at which words are taken for which.
 
-# %% mystnb={"image": {"alt": "Matrix of five true classes by five answered classes, the share of each row in colour and in numbers: faces and vehicles are nearly always right, houses are taken for vehicles more often than for houses."}}
+# %% mystnb={"image": {"alt": "Matrix of five true classes by five answered classes, the share of each row in colour and in numbers: faces are nearly always right, vehicles mostly, houses are taken for vehicles more often than for houses."}}
 answers = probabilities.argmax(dim=1)
 table = torch.stack(
     [(F.one_hot(answers[labels == k], 5).float().mean(dim=0)) for k in range(5)]
