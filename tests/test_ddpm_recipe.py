@@ -160,3 +160,18 @@ def test_bad_fields_are_named(changes, message):
 def test_sizes_that_are_not_the_data_s_are_named(model, message):
     with pytest.raises(ValueError, match=message):
         DDPMRecipe(data="mnist-5k", model=model).task()
+
+
+def test_times_of_a_batch_are_evenly_spread_and_each_is_as_likely():
+    recipe, draws = replace(QUICK, spread=True), torch.Generator().manual_seed(0)
+    for n in (1, 7, 25, 64):
+        batches = [recipe.times(n, draws) for _ in range(400)]
+        for t in batches:
+            counts = torch.bincount(t, minlength=26)[1:]
+            assert counts.sum() == n
+            assert counts.max() - counts.min() <= 1
+        # Each image's own time, over the batches: 400 draws of 25 values, chi squared with 24 degrees of freedom.
+        first = torch.bincount(torch.stack(batches)[:, 0], minlength=26)[1:]
+        assert ((first - 16) ** 2 / 16).sum() < 52
+    assert (recipe.task().batch(0, 0, 1)[1].sort().values.diff() >= 2).all()
+    assert not torch.equal(recipe.task().batch(0, 0, 1)[1], recipe.task().batch(1, 0, 1)[1])
