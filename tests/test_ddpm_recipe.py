@@ -76,9 +76,11 @@ def test_the_evaluation_draws_as_the_recipe_says(eta, monkeypatch):
 
     def draw(self, model, n, *how, **named):
         seen.append((n, how, named))
+        assert torch.is_autocast_enabled("cpu")
         return torch.zeros(n, 1, 28, 28)
 
     monkeypatch.setattr(DDPMRecipe, "draw", draw)
+    monkeypatch.setattr("paperwalk.train.precision.fast_dtype", lambda: torch.bfloat16)
     replace(QUICK, sample_eta=eta).evaluate(QUICK.build(), limit=4)
     assert seen == [(4, (4,), {"eta": eta})]
 

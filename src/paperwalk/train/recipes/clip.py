@@ -63,6 +63,24 @@ class Sampling:
     picture: Path | None = None
 
 
+# 4 layers of 128 on pictures of 32 pixels, 2 of 128 on captions of up to 32 tokens.
+_SMALL = CLIPConfig(
+    image_size=32,
+    patch_size=4,
+    d_image=128,
+    n_image_layers=4,
+    n_image_heads=4,
+    d_image_mlp=512,
+    vocab_size=1_500,
+    block_size=32,
+    d_text=128,
+    n_text_layers=2,
+    n_text_heads=4,
+    d_text_mlp=512,
+    d_embed=128,
+)
+
+
 @dataclass(frozen=True)
 class CLIPRecipe(Recipe):
     """Train a CLIP.
@@ -79,37 +97,9 @@ class CLIPRecipe(Recipe):
     paper: ClassVar[str] = "clip"
     Sampling: ClassVar[type] = Sampling
     PRESETS: ClassVar = {
-        "small": CLIPConfig(
-            image_size=32,
-            patch_size=4,
-            d_image=128,
-            n_image_layers=4,
-            n_image_heads=4,
-            d_image_mlp=512,
-            vocab_size=1_500,
-            block_size=32,
-            d_text=128,
-            n_text_layers=2,
-            n_text_heads=4,
-            d_text_mlp=512,
-            d_embed=128,
-        ),
+        "small": _SMALL,
         # An image tower of the sizes of `checkpoints/mae-cifar10`.
-        "on-mae": CLIPConfig(
-            image_size=32,
-            patch_size=4,
-            d_image=192,
-            n_image_layers=6,
-            n_image_heads=3,
-            d_image_mlp=768,
-            vocab_size=1_500,
-            block_size=32,
-            d_text=128,
-            n_text_layers=2,
-            n_text_heads=4,
-            d_text_mlp=512,
-            d_embed=128,
-        ),
+        "on-mae": replace(_SMALL, d_image=192, n_image_layers=6, n_image_heads=3, d_image_mlp=768),
         "vit-b-32": CLIPConfig.vit_b_32(),
         "vit-b-16": CLIPConfig.vit_b_16(),
         "vit-l-14": CLIPConfig.vit_l_14(),
