@@ -201,7 +201,7 @@ plt.show()
 #
 # We want to walk back from $\mathbf{x}_t$ to $\mathbf{x}_{t-1}$. What would the step be if someone told us the clean image?
 #
-# Bayes' rule answers: $q(\mathbf{x}_{t-1} \mid \mathbf{x}_t, \mathbf{x}_0) \propto q(\mathbf{x}_t \mid \mathbf{x}_{t-1})\, q(\mathbf{x}_{t-1} \mid \mathbf{x}_0)$, the likelihood of the step times what [Eq. 4](#eq-ddpm-4) says of $\mathbf{x}_{t-1}$. Both are normal in $\mathbf{x}_{t-1}$, so their product, the {term}`posterior`, is too:
+# Bayes' rule answers: $q(\mathbf{x}_{t-1} \mid \mathbf{x}_t, \mathbf{x}_0) \propto q(\mathbf{x}_t \mid \mathbf{x}_{t-1})\, q(\mathbf{x}_{t-1} \mid \mathbf{x}_0)$, the likelihood of the step (which does not look at $\mathbf{x}_0$) times what [Eq. 4](#eq-ddpm-4) says of $\mathbf{x}_{t-1}$. Both are normal in $\mathbf{x}_{t-1}$, so their product, the {term}`posterior`, is too:
 #
 # (eq-ddpm-6)=
 # $$
@@ -295,7 +295,7 @@ plt.show()
 # \tag{1}
 # $$
 #
-# What should the network output, the mean $\tilde{\boldsymbol{\mu}}_t$ or something from which the mean follows? The paper's answer is the noise $\boldsymbol{\epsilon}$. Given $\mathbf{x}_t$, it is all the same: whoever knows the noise knows the image,
+# What should the network output, the mean $\tilde{\boldsymbol{\mu}}_t$ or something from which the mean follows? The paper's answer is the noise $\boldsymbol{\epsilon}$. Given $\mathbf{x}_t$, it is all the same: whoever knows the noise knows the image. Call the network's output $\boldsymbol{\epsilon}_\theta(\mathbf{x}_t, t)$, $\theta$ being its weights; a hat marks what follows from it:
 #
 # (eq-ddpm-15)=
 # $$
@@ -325,7 +325,7 @@ print("Eq. 15 in Eq. 7 is Eq. 11, at", len(t), "times")
 
 
 # %% [markdown]
-# The loss is then the squared error of the noise, at times drawn evenly from 1 … T. That is the paper's $L_\text{simple}$, and its Algorithm 1 is gradient descent on it:
+# The loss is then the squared error of the noise, at times drawn from 1 … T, each as likely. That is the paper's $L_\text{simple}$, and its Algorithm 1 is gradient descent on it:
 #
 # (eq-ddpm-14)=
 # $$
@@ -395,11 +395,11 @@ plt.show()
 
 
 # %% [markdown]
-# In the bound the first steps, those with hardly any noise, count most. Without the weights the network can spend itself on the harder ones; the paper finds that this makes better images (Section 3.4), and the experiment below tries it.
+# In the bound the small times, those with hardly any noise, count most. Without the weights the network can spend itself on the harder ones; the paper finds that this makes better images (Section 3.4), and the experiment below tries it.
 #
 # ## The bound, in bits
 #
-# How likely does the model find a given image? That is an integral over all ways in which noise could have become it, which cannot be worked out; but it has a bound. $-\log p_\theta(\mathbf{x}_0)$ is on average at most
+# How likely does the model find a given image? That is an integral over all ways in which noise could have become it, which cannot be worked out; but it has a bound. With $\mathbb{E}_q$ the mean over images $\mathbf{x}_0$ and over the noise of the forward process, $-\log p_\theta(\mathbf{x}_0)$ is on average at most
 #
 # (eq-ddpm-5)=
 # $$
@@ -412,7 +412,7 @@ plt.show()
 # $D_\text{KL}$ is the {term}`Kullback–Leibler divergence`, how many {term}`nats <nat>` a code for the second distribution wastes on the first; between two normal distributions it is a formula. It is the squared distance of the means, divided by $2\sigma_t^2$, and a constant that
 # no training changes (0 if the variances are equal). That is the paper's Eq. 8, and with [Eq. 11](#eq-ddpm-11) it becomes the weighted loss above.
 #
-# The last step has to name one of 256 values a pixel, so its probability is that of an interval, open to the outside at the ends:
+# The last step has to name one of 256 values a pixel, so its probability is that of an interval. Where $x_0^i$ is −1 the lower limit is $-\infty$, where it is 1 the upper one is $\infty$:
 #
 # (eq-ddpm-13)=
 # $$
@@ -420,7 +420,7 @@ plt.show()
 # \tag{13}
 # $$
 #
-# Here $i$ counts the pixels, and $\sigma_1^2$ is $\tilde{\beta}_2$, since $\tilde{\beta}_1$ is 0 (so the official code). Divided by $\ln 2$ and by the number of pixels, $L$ is a length in bits a dimension: what a code made from the model would need.
+# Here $i$ counts the pixels, three values a pixel in a colour image, and $\sigma_1^2$ is $\tilde{\beta}_2$, since $\tilde{\beta}_1$ is 0 (so the official code). Divided by $\ln 2$ and by the number of these values, $L$ is a length in bits a dimension: what a code made from the model would need.
 
 # %%
 def bound_naive(model, x_0, t, epsilon):  # (eq-ddpm-5), one time t > 1, in bits
@@ -493,7 +493,7 @@ glue(first_share=100 * terms[:, 0].sum().item() / terms.sum().item())
 
 
 # %% [markdown]
-# The very first term alone has {glue:text}`first_share:.0f` % of the code: naming the last, invisible differences of brightness. For the paper's model it is more than half (Section 4.3: 1.97 of 3.75 bits).
+# The term of $t = 1$ alone has {glue:text}`first_share:.0f` % of the code: naming the last, invisible differences of brightness. For the paper's model it is more than half (Section 4.3: 1.97 of 3.75 bits).
 #
 # The process and its losses are one class, `GaussianDiffusion`:
 #
@@ -510,6 +510,8 @@ glue(first_share=100 * terms[:, 0].sum().item() / terms.sum().item())
 # $$
 #
 # with $\mathbf{z}$ standard normal, but $\mathbf{0}$ at $t = 1$: the last image is the mean alone.
+#
+# One thing stands only in the official code: at each step $\hat{\mathbf{x}}_0$ is cut off at −1 and 1, since no pixel lies outside, and the mean follows by [Eq. 7](#eq-ddpm-7). Our samplers do so, and so does `bits_per_dim`, unless told `clip=False`. To compare with the bare formulas we switch it off.
 
 # %%
 def algorithm_2_naive(model, x, draws):  # (eq-ddpm-a2)
@@ -564,8 +566,7 @@ print(f"1000 steps: with its checks {ours:.0f} ms, bare {naive:.0f} ms")
 # %% [markdown]
 # The loop is no faster in the module: steps follow each other and nothing can be done at once. What takes the time is the network, a thousand calls of it.
 #
-# And $\sigma_t^2$? The paper names two choices (Section 3.2): $\beta_t$, which is right if the pixels are standard normal, and $\tilde{\beta}_t$ of [Eq. 7](#eq-ddpm-7), which is right if there is only one image. Both claims can be measured: draw pairs $(x_{t-1}, x_t)$ and see how much of $x_{t-1}$ a line through $x_t$ leaves
-# open.
+# And $\sigma_t^2$? The paper names two choices (Section 3.2): $\beta_t$, which is right if the pixels are standard normal, and $\tilde{\beta}_t$ of [Eq. 7](#eq-ddpm-7), which is right if there is only one image. Both claims can be measured: draw pairs $(x_{t-1}, x_t)$ and see how much of the variance of $x_{t-1}$ is left when the best straight line predicts it from $x_t$.
 
 # %% tags=["nbval-check-output"]
 def left_open(x_0, t):
@@ -638,7 +639,7 @@ plt.show()
 
 
 # %% [markdown]
-# Until about $t = 300$ nothing is decided, at $t = 50$ everything is. And the two variances differ in the first few dozen times only, which is why the choice matters so little for the images.
+# Until about $t = 300$ nothing is decided, at $t = 50$ everything is. And the two variances differ in the first few dozen times only: the paper finds similar results with both (Section 3.2). With all thousand steps, that is; {cite:t}`song2021` find that in few steps the large one leaves visible noise.
 #
 # ## Fewer steps
 #
@@ -884,7 +885,7 @@ assert layer(maps).shape == maps.shape
 print("attention over", 6 * 6, "places equal to its formula")
 
 # %% [markdown]
-# It costs the square of the places, so the paper has it at one size only, 16 × 16, and in the middle.
+# It costs the square of the places, so the paper has it at one size only, 16 × 16; the official code has it also in the middle, 4 × 4 for CIFAR-10.
 #
 # **The levels** give the U its name. Down: blocks, then a convolution with stride 2 halves the side, then blocks again. Up: the same with doubling, and every block reads, beside its input, a map of the same size that was kept on the way down. So fine detail need not pass through the narrow bottom. Which blocks are these in the
 # paper's model for CIFAR-10, with 128 channels at first and levels of 1, 2, 2, 2 times as many?
@@ -994,7 +995,7 @@ with torch.no_grad():
 print(f"{sum(p.numel() for p in ours.parameters()):,} parameters; the paper: 35.7M")
 
 # %% [markdown]
-# What does it cost? A 3 × 3 convolution from $c$ to $o$ channels costs $18\, c\, o$ FLOPs a place and dominates everything. In training, weights, gradients and Adam's two moments take 16 bytes a parameter. `config.forward_flops` counts the FLOPs; we compare it with what torch counts, and the 16 bytes with the tensors' sizes.
+# What does it cost? A 3 × 3 convolution from $c$ to $o$ channels costs $18\, c\, o$ FLOPs a place and dominates everything. In training, weights, gradients and Adam's two moments take 16 bytes a parameter, and the moving average of the weights 4 more. `config.forward_flops` counts the FLOPs; we compare it with what torch counts, and the 16 bytes with the tensors' sizes.
 
 # %% tags=["nbval-check-output"]
 from torch.utils.flop_counter import FlopCounterMode
@@ -1045,7 +1046,7 @@ glue(sampling_tflops=gflops, gflops_second=gflops / call * 1000, call=call)
 # \tag{B3}
 # $$
 #
-# after each step, with $\delta = 0.9999$. Why? Each batch pulls the weights somewhere else, and at a constant learning rate they never come to rest. If they jitter independently around the right values, how much less does the average jitter? Its variance is $\sum_k (1 - \delta)^2 \delta^{2k} = (1 - \delta) / (1 + \delta)$ of theirs.
+# after each step, with $\delta = 0.9999$. Why? Each batch pulls the weights somewhere else, and at a constant learning rate they never come to rest. If they jitter independently around the right values, how much less does the average jitter? With $k = 0, 1, \ldots$ counting the steps back, its variance is $\sum_k (1 - \delta)^2 \delta^{2k} = (1 - \delta) / (1 + \delta)$ of theirs.
 
 # %%
 def average_naive(steps, decay):  # (eq-ddpm-ema)
@@ -1166,7 +1167,7 @@ glue(times_more=theirs / ours)
 
 # %% [markdown]
 # Watch it work, by Algorithm 2 with a hundred calls: each step goes over ten times at once, from $t$ to $s = t - 10$. That is [Eq. 7](#eq-ddpm-7) with $\bar{\alpha}_s$ in place of $\bar{\alpha}_{t-1}$ and
-# $\bar{\alpha}_t / \bar{\alpha}_s$ in place of $\alpha_t$. The upper row is $\mathbf{x}_s$, the lower the prediction $\hat{\mathbf{x}}_0$ of [Eq. 15](#eq-ddpm-15) on the way there, cut off at −1 and 1. Move the slider: at which time can you say which digit it will be, in each row?
+# $\bar{\alpha}_t / \bar{\alpha}_s$ in place of $\alpha_t$, so $1 - \bar{\alpha}_t / \bar{\alpha}_s$ in place of $\beta_t$, also as $\sigma_t^2$. The upper row is $\mathbf{x}_s$, the lower the prediction $\hat{\mathbf{x}}_0$ of [Eq. 15](#eq-ddpm-15) on the way there, cut off at −1 and 1. Move the slider: at which time can you say which digit it will be, in each row?
 
 # %%
 noise = torch.randn(10, 1, 28, 28, generator=generator(8, 0))
@@ -1317,7 +1318,7 @@ glue(bits=bits, first=first.mean().item())
 # \tag{§4.4}
 # $$
 #
-# (The paper prints $\mathbf{x}_0$ and $\mathbf{x}_0'$ on the right; its words speak of "corrupted versions of the source images".) We give both ends the same noise, so that the mixture has the noise that belongs to $t$; and we add none on the way back, $\eta = 0$, so that only $\lambda$ differs.
+# $\mathbf{x}_t$ and $\mathbf{x}_t'$ are the two images with noise, $\lambda$ from 0 to 1 is the share of the second, and $\bar{\mathbf{x}}_t$ is the mixture. (The paper prints $\mathbf{x}_0$ and $\mathbf{x}_0'$ on the right; its words speak of "corrupted versions of the source images".) We give both ends the same noise, so that the mixture has the noise that belongs to $t$; and we add none on the way back, $\eta = 0$, so that only $\lambda$ differs.
 #
 # What are the two ends, $\lambda = 0$ and 1: the images themselves?
 
@@ -1401,13 +1402,13 @@ assert max(means, key=means.get) == ("epsilon", "bound")
 # | $\boldsymbol{\epsilon}$, simple | {glue:text}`epsilon_simple_distance:.0f` ± {glue:text}`epsilon_simple_distance_sd:.0f` | {glue:text}`epsilon_simple_score:.1f` ± {glue:text}`epsilon_simple_score_sd:.1f` | {glue:text}`epsilon_simple_bits:.2f` ± {glue:text}`epsilon_simple_bits_sd:.2f` |
 # | as many real images | {glue:text}`real_distance_few:.0f` | {glue:text}`real_score_few:.1f` | |
 #
-# The smallest distance is that of $\boldsymbol{\epsilon}$ on the simple loss, as in the paper. On the bound $\boldsymbol{\epsilon}$ does worst by far: there the first steps count most ([Eq. 12](#eq-ddpm-12)), which nobody sees.
+# The smallest distance is that of $\boldsymbol{\epsilon}$ on the simple loss, as in the paper. On the bound $\boldsymbol{\epsilon}$ does worst by far: there the small times count most ([Eq. 12](#eq-ddpm-12)), whose noise nobody sees.
 #
 # The rest is not the paper's. Predicting the mean is no worse on the simple loss than on the bound by distance, where the paper's run was unstable; on the bound it is much better than $\boldsymbol{\epsilon}$, where the paper finds both alike, and in class score it is level with the best. Nor does the bound
 # give $\boldsymbol{\epsilon}$ fewer bits. All four are far from real digits: they have seen {glue:text}`seen:,.0f` images, the paper's a hundred million. And a network starts as zero. For the noise that says "$\mathbf{x}_t$ is right as it is"; who predicts the mean must first learn to copy its input, and the bits tell what that costs. So
-# this table says how training begins; the paper's how it ends. (Bits are not those of the table above: another $T$.)
+# this table says how training begins; the paper's how it ends. (These bits do not compare with those of the shipped model: another $T$.)
 #
-# And the number of steps? {cite:t}`song2021` find that DDIM needs ten to fifty times fewer than Algorithm 2. The shipped model, {glue:text}`drawn_shipped:.0f` images each, with no noise added and with as much as Algorithm 2 with the small variance adds ($\eta = 1$). Look for where the curves level off, and which is lower at the left.
+# And the number of steps? {cite:t}`song2021` find that DDIM needs ten to fifty times fewer steps than Algorithm 2. The shipped model, {glue:text}`drawn_shipped:.0f` images each, with no noise added and with as much as Algorithm 2 with the small variance adds ($\eta = 1$). Look for where the curves level off, and which is lower at the left.
 
 # %% mystnb={"image": {"alt": "Fr\u00e9chet distance against the number of steps from 2 to 50, both logarithmic, one line without added noise and one with, error bars over three seeds, and a dotted line for real images."}}
 figure, axis = plt.subplots(figsize=(6.0, 3.0))
@@ -1446,21 +1447,26 @@ glue(score_50=sum(last) / 3, score_150_real=among_real_score)
 # |---|---|---|---|
 # | data | CIFAR-10, CelebA-HQ, LSUN | MNIST, and Fashion-MNIST by command | two cores |
 # | model | 35.7M, 114M and 256M parameters; attention at 16 × 16; groups of the norm: 32 in the official code | 2.7M, 3 levels of one block, attention at 7 × 7, 8 groups; on this page and in the experiment half the width | two cores |
-# | length | 800,000 steps of 128 | 14 passes, steps of 64 | two cores |
-# | rate | constant $2 \cdot 10^{-4}$, in the official code after 5,000 steps of warm-up | up to $10^{-3}$, on this page and in the experiment $2 \cdot 10^{-3}$, a cosine; the paper's in `--recipe paper` | a short run has to end |
-# | average | 0.9999 | 0.999; 0.98 on this page, 0.99 in the experiment | fewer steps to look back over |
-# | dropout | 0.1 on CIFAR-10 | none | no overfitting to fight in 14 passes |
-# | flips | yes | none | digits are not symmetric |
+# | length | 800,000 steps of 128 on CIFAR-10, 0.5 to 2.4 million of 64 on the larger images | 16 passes (clothes: 7), steps of 64 | two cores |
+# | rate | constant $2 \cdot 10^{-4}$ ($2 \cdot 10^{-5}$ at 256 × 256), in the official code after 5,000 steps of warm-up | up to $10^{-3}$, on this page and in the experiment $2 \cdot 10^{-3}$, a cosine; the paper's in `--recipe paper` | a short run has to end |
+# | average | 0.9999 | 0.9995; 0.98 on this page, 0.99 in the experiment | fewer steps to look back over |
+# | dropout | 0.1 on CIFAR-10 | none | no overfitting to fight in 16 passes |
+# | held out | nothing of the training split | its last twelfth, also in `--recipe paper` | real images to compare with |
+# | flips | yes, but on LSUN Bedroom | none | digits are not symmetric |
 # | loss | sum over pixels; mean in the official code | mean | as the code |
+# | times of a batch | each drawn by itself | for the shipped models evenly apart, the first drawn at random ({cite:t}`kingma2021`, Section 5.3) | the loss scatters less, and its mean is the same |
 # | time | 1 … T; 0 … T − 1 in the official code | the network is told $t - 1$ | as the code |
 # | $\sigma_1^2$ in the bound | official code: $\tilde{\beta}_2$ for both variances | the same | $\tilde{\beta}_1$ is 0 |
 # | $\hat{\mathbf{x}}_0$ | cut off at −1 and 1 when sampling and in the bound, by the official code, where the noise is predicted | the same | as the code |
-# | DDIM's $\hat{\mathbf{x}}_0$ | not cut off in its official code | cut off | as in Algorithm 2 |
-# | $\Phi$ in Eq. 13 | official code: an approximation by tanh | exact | torch has it |
-# | zero layers | official code: $10^{-10}$ times Xavier | zero | the same but for rounding |
+# | DDIM's $\hat{\mathbf{x}}_0$ | not cut off in its official code | cut off | as DDPM's official code |
+# | the integral in Eq. 13 | official code: an approximation by tanh | exact | torch has it |
+# | zero layers | official code: Xavier with $10^{-10}$ times the variance, so weights of $10^{-5}$ times the size | zero | next to no difference |
 # | DDIM's times | official code begins a little before $T$ | the first is $T$ | the start is pure noise |
-# | Figure 8 | independent noise, Algorithm 2 | one noise for both ends, DDIM | the mixture keeps its variance |
-# | quality | FID and Inception score of 50,000 images in 1000 steps, distance to the training images | distance and class score by our own classifier, 5,000 images in 50 steps of DDIM, distance to test images | digits are not ImageNet |
+# | Figure 8 | a draw of noise for each source, as its notation reads; Algorithm 2 | one noise for both ends, DDIM | the mixture keeps its variance |
+# | quality | FID and Inception score of 50,000 images in 1000 steps, distance to the training images | distance and class score by our own classifier, 5,000 images in 100 steps of DDIM with $\eta = 1$, distance to test images | digits are not ImageNet |
+# | which weights | those of the least FID seen in training | the last average, stored in half precision | one run, one measurement |
+# | bits | all T terms, the whole test set | $L_0$, $L_T$ and one term of each of 16 parts of the other times, 1,000 test images | two cores |
+# | Figure 6 | all thousand steps | a hundred steps of ten | two cores |
 # | short runs | T = 1000 | T = 100 on this page and in the experiment, with ten times the $\beta$ | half a minute |
 # | Table 2 | learned variances too | fixed only | half an hour |
 #
@@ -1469,7 +1475,7 @@ glue(score_50=sum(last) / 3, score_150_real=among_real_score)
 # :::{exercise} A shorter process
 # :label: ex-ddpm-short
 #
-# You want $T = 100$ and keep $\beta$ from $10^{-4}$ to 0.02. The loss is low, and the samples are bad. Why? Which range of $\beta$ would you take?
+# You want $T = 100$ and keep $\beta$ from $10^{-4}$ to 0.02. The loss falls as it should, and yet the samples are bad. Why? Which range of $\beta$ would you take?
 # :::
 #
 # :::{solution-start} ex-ddpm-short
@@ -1501,7 +1507,7 @@ print(
 # :class: dropdown
 # :::
 #
-# The squared error is least for the mean of $\boldsymbol{\epsilon}$ given $\mathbf{x}_t$. Now $\nabla \log q(\mathbf{x}_t) = \mathbb{E}[\nabla \log q(\mathbf{x}_t | \mathbf{x}_0)]$, the mean being over $\mathbf{x}_0$ given $\mathbf{x}_t$; and $\nabla \log q(\mathbf{x}_t | \mathbf{x}_0) = -(\mathbf{x}_t - \sqrt{\bar{\alpha}_t} \mathbf{x}_0) / (1 - \bar{\alpha}_t) = -\boldsymbol{\epsilon} / \sqrt{1 - \bar{\alpha}_t}$.
+# The squared error is least for the mean of $\boldsymbol{\epsilon}$ given $\mathbf{x}_t$. Now $\nabla q(\mathbf{x}_t) = \int q(\mathbf{x}_0)\, q(\mathbf{x}_t | \mathbf{x}_0)\, \nabla \log q(\mathbf{x}_t | \mathbf{x}_0)\, d\mathbf{x}_0$, and dividing by $q(\mathbf{x}_t)$ makes the weights $q(\mathbf{x}_0 | \mathbf{x}_t)$: $\nabla \log q(\mathbf{x}_t) = \mathbb{E}[\nabla \log q(\mathbf{x}_t | \mathbf{x}_0)]$, the mean being over $\mathbf{x}_0$ given $\mathbf{x}_t$. And $\nabla \log q(\mathbf{x}_t | \mathbf{x}_0) = -(\mathbf{x}_t - \sqrt{\bar{\alpha}_t} \mathbf{x}_0) / (1 - \bar{\alpha}_t) = -\boldsymbol{\epsilon} / \sqrt{1 - \bar{\alpha}_t}$.
 
 # %% tags=["nbval-check-output"]
 for t in (10, 300, 900):
@@ -1521,7 +1527,7 @@ print("the best prediction of the noise is the slope of the density")
 # :::{exercise} How much of the code is invisible?
 # :label: ex-ddpm-rate
 #
-# Section 4.3 calls $L_1 + \cdots + L_T$ the rate and $L_0$ the distortion: 1.78 and 1.97 bits a dimension for the paper's best model, more than half for what nobody sees. What are they for our digits? And what is the root of the mean squared error of $\hat{\mathbf{x}}_0$ at $t = 1$, in steps of 256 (the paper's: 0.95)?
+# Section 4.3 calls $L_1 + \cdots + L_T$ the rate and $L_0$ the distortion: 1.78 and 1.97 bits a dimension for the paper's best model, more than half for what nobody sees. What are they for our digits? And what is the root of the mean squared error of $\hat{\mathbf{x}}_0$ at $t = 1$, on the scale 0 … 255 (the paper's: 0.95)?
 # :::
 #
 # :::{solution-start} ex-ddpm-rate
@@ -1545,7 +1551,7 @@ print(
 
 
 # %% [markdown]
-# The last step takes out noise of deviation 0.01, a little more than one step of 256. Naming the exact value is what the distortion pays for.
+# The last step takes out noise of deviation 0.01, a little more than the distance of two neighbouring values. Naming the exact value is what the distortion pays for.
 #
 # :::{solution-end}
 # :::
@@ -1625,8 +1631,8 @@ def bound_with_bug():
 # :class: dropdown
 # :::
 #
-# Both generators have the same seed, so the first noise drawn *is* the image, four times as large, and $\mathbf{x}_1 = 1.04\, \mathbf{x}_0$. The best network pulls each pixel a little towards 0, since a
-# large value is more often noise than not. Here every pixel *is* too large, so the pull is always in the right direction: the first term falls by a few hundredths of a bit, and that is more than the bound has to
+# Both generators have the same seed, so the first noise drawn *is* the image, four times as large, and $\mathbf{x}_1 = 1.04\, \mathbf{x}_0$. The best network pulls each pixel a little towards 0, since
+# large values owe, on average, a little of their size to the noise. Here every pixel *is* too large, so the pull is always in the right direction: the term of $t = 1$ falls by some hundredths of a bit, and that is more than the bound has to
 # spare. A small slip, but a bound that is below the truth by any amount is wrong. Another seed, or one generator for both, is enough.
 
 # %% tags=["nbval-check-output"]

@@ -1,7 +1,7 @@
 r"""Pictures out of noise: learn to undo a process that adds a little noise a thousand times.
 
 Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020, arXiv:2006.11239. Official
-implementation: hojonathanho/diffusion, `diffusion_tf/diffusion_utils_2.py`. How to sample is in
+implementation: hojonathanho/diffusion, `diffusion_tf/diffusion_utils_2.py` (CIFAR-10). How to sample is in
 `paperwalk.samplers`, the network in `paperwalk.unet`.
 
 | axis, symbol | paper | meaning |
@@ -15,10 +15,11 @@ implementation: hojonathanho/diffusion, `diffusion_tf/diffusion_utils_2.py`. How
 
 Differs from the paper:
 - The network is given t − 1, which counts from 0 as in the official code.
-- σ_1² is β̃_2 for both choices of variance, as in the official code: β̃_1 is 0, and no density has that variance.
+- In the bound σ_1² is β̃_2 for both choices of variance, as in the official code: β̃_1 is 0, and no density has that
+  variance. Sampling needs none at t = 1.
 - The x̂_0 that follows from predicted noise is cut off at −1 and 1 in sampling and in the bound, as in the official code
   (the paper does not say so); a predicted mean stays as it is.
-- β may not fall with t; the decoder's Φ (Eq. 13) is exact, and its probabilities at least 10⁻¹².
+- β may not fall with t; the integral in Eq. 13 is exact, and its probabilities at least 10⁻¹².
 """
 
 import math
@@ -153,7 +154,7 @@ class GaussianDiffusion:
     # The reverse process
 
     def reverse_variance(self, t: Tensor | int, s: Tensor | int) -> Tensor:
-        """σ_t² of p_θ(x_s | x_t), for times 0 ≤ s < t ≤ T.
+        """σ_t² of p_θ(x_s | x_t), for times 0 ≤ s < t ≤ T; for s = 0 the bound has another, see `bound_term`.
 
         Source: Section 3.2.
         """

@@ -5,6 +5,7 @@ Diffusion Implicit Models", ICLR 2021, arXiv:2010.02502 (DDIM). Official impleme
 `functions/denoising.py`. Symbols are those of `paperwalk.ddpm`; what DDIM calls α_t is ᾱ_t here.
 
 Differs from the papers:
+- Algorithm 2 in fewer steps than T is not in Ho et al.; with the large variance it is what DDIM calls σ̂.
 - The times of few steps are spread so that the first is T; the official code of DDIM begins a little before T.
 - The x̂_0 that follows from predicted noise is cut off at −1 and 1 unless `clip` is False; DDIM's official code does not
   cut it.
@@ -86,7 +87,7 @@ def ancestral(diffusion: GaussianDiffusion, model: Model, x: Tensor, *, steps: i
     Raises:
         ValueError, FloatingPointError: as `walk`.
 
-    Source: Ho et al., Algorithm 2.
+    Source: Ho et al., Algorithm 2; in fewer steps DDIM, Section 5 (σ̂) and Appendix D.
     """
     return walk(diffusion, model, x, partial(ddpm_step, diffusion), steps, **options)
 

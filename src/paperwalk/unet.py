@@ -15,8 +15,8 @@ Appendix B. Official implementation: hojonathanho/diffusion, `diffusion_tf/model
 A *level* is one size of feature map: the first has the size of the image, each further one half the side.
 
 Differs from the paper:
-- What the official code starts at 10⁻¹⁰ times the usual size (the last layer of each block and of the network) starts
-  at zero.
+- What the official code starts at 10⁻¹⁰ times the usual variance (the last layer of each block, of each attention and
+  of the network) starts at zero.
 - No dropout by default (the paper has 0.1 on CIFAR-10, none elsewhere).
 - Attention may have several heads (`d_head`); the paper has one.
 """
@@ -111,7 +111,7 @@ class UNetConfig:
 
     @classmethod
     def pixels_256(cls, **changes: Any) -> "UNetConfig":
-        """114M parameters, six levels, for CelebA-HQ and LSUN (Appendix B)."""
+        """114M parameters, six levels, for CelebA-HQ and LSUN (Appendix B; multipliers from `scripts/run_lsun.py`)."""
         return cls(**{"image_size": 256, "multipliers": (1, 1, 2, 2, 4, 4)} | changes)
 
     @classmethod

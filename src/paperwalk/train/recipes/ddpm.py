@@ -74,7 +74,7 @@ class DDPMRecipe(Recipe):
         variance: of the reverse process.
         spread: the times of a batch evenly apart, the first drawn at random, instead of each by itself: every time is
             as likely, and the loss of a batch scatters less (Kingma et al. 2021, "Variational Diffusion Models",
-            Section 5.3).
+            Section 5.3 and Appendix I.1, there for continuous times).
         constant: keep the learning rate after the warm-up, as the paper does; a cosine otherwise.
         flip: mirror each training image with probability ½.
         samples: images drawn for the evaluation.
@@ -238,8 +238,9 @@ class DDPMRecipe(Recipe):
     def evaluate(self, model: nn.Module, limit: int | None = None) -> Metrics:
         """Loss and variational bound on the test images; and, with a judge, the quality of images drawn.
 
-        The figures are those of `quality_figures`, beside the test images; "real" are as many training images as
-        `hold_out` keeps from model and judge. On a processor images are drawn in the number format that is fastest.
+        The figures are those of `quality_figures`, beside the test images; "real: " are those of as many of the
+        training images that `hold_out` keeps from model and judge. On a processor images are drawn in the number format
+        that is fastest.
         """
         model.eval()
         images, diffusion = self.images(), self.diffusion()
