@@ -358,6 +358,24 @@ def test_biases_do_not_decay():
     assert [p.ndim for p in matrices["params"]] == [2]
 
 
+def test_numbers_too_small_to_be_normal_are_zero_in_training_alone(tmp_path, monkeypatch):
+    products, plain = [], Sum.task
+
+    def tiny():
+        return (torch.full((64,), 1e-30) * torch.full((64,), 1e-10)).max().item()
+
+    def task(self):
+        made = plain(self)
+        loss = made.loss
+        made.loss = lambda model, batch: products.append(tiny()) or loss(model, batch)
+        return made
+
+    monkeypatch.setattr(Sum, "task", task)
+    run_to_the_end(tmp_path, replace(Sum(), steps=2))
+    assert products == [0, 0]
+    assert tiny() > 0
+
+
 def test_gradients_are_clipped(tmp_path):
     # AdamW takes out the length of a gradient, save where it is as small as its epsilon.
     recipes = [Sum(steps=1, clip=clip, weight_decay=0.0) for clip in (1.0, 1e-10)]

@@ -77,7 +77,7 @@ class GPTRecipe(Recipe):
         """The recipes by name."""
         return {
             "moby-dick-cpu": cls(
-                steps=7_200, batch_size=4, warmup=0.03, model=replace(cls.PRESETS["nano"], dropout=0.05)
+                steps=3_600, batch_size=8, warmup=0.03, model=replace(cls.PRESETS["nano"], dropout=0.05)
             ),
             "byte-pairs-cpu": cls(steps=1_800, unit="byte-pairs"),
             # GPT-2 does not state its optimiser; these are GPT's (Section 4.1), with GPT-2's batch and window.
