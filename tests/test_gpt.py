@@ -676,6 +676,30 @@ def test_stand_in_is_nanogpt():
     assert model.model.config.activation_function == "gelu"
 
 
+def test_losses_are_compared_window_by_window():
+    from paperwalk.experiments import nanogpt
+
+    class Certain(nn.Module):
+        """The same probability for each character, but for one."""
+
+        def __init__(self, bias):
+            super().__init__()
+            self.bias = nn.Parameter(torch.tensor(bias))
+
+        def forward(self, tokens):
+            return F.one_hot(torch.ones_like(tokens), 83) * self.bias
+
+    found = nanogpt.above(Certain(0.0), Certain(1.0))
+    _, _, held_out = nanogpt.recipe(False).tokens()
+    windows = torch.cat(list(consecutive_windows(held_out, 257)))
+    # ln(82 + e) − ln 83, less 1 where it is the likelier character.
+    expected = math.log(82 + math.e) - math.log(83) - (windows[:, 1:] == 1).double().mean().item()
+    low, high = found["interval"]
+    assert found["n"] == len(windows)
+    assert found["value"] == pytest.approx(expected, abs=1e-5)
+    assert low <= found["value"] <= high
+
+
 def test_nanogpt_sees_as_many_tokens():
     from paperwalk.experiments import nanogpt
 

@@ -1267,10 +1267,10 @@ assert figures["commonest class"] < 0.15
 # | trained on this page | 100 | {glue:text}`live_score:.1f` | {glue:text}`live_sure:.0f` | | | {glue:text}`live_distance:.0f` |
 # | shipped, 20 steps | 100 | {glue:text}`shipped_score:.1f` | {glue:text}`shipped_sure:.0f` | | | {glue:text}`shipped_distance:.0f` |
 # | real, held out | 100 | {glue:text}`real_score:.1f` | {glue:text}`real_sure:.0f` | | | {glue:text}`real_distance:.0f` |
-# | shipped, 50 steps, its card | 5,000 | {glue:text}`card_score:.2f` | {glue:text}`card_sure:.1f` | {glue:text}`card_rarest:.1f` | {glue:text}`card_commonest:.1f` | {glue:text}`card_distance:.1f` |
+# | shipped, 100 steps with $\eta = 1$, its card | 5,000 | {glue:text}`card_score:.2f` | {glue:text}`card_sure:.1f` | {glue:text}`card_rarest:.1f` | {glue:text}`card_commonest:.1f` | {glue:text}`card_distance:.1f` |
 # | real, held out, its card | 5,000 | {glue:text}`card_realscore:.2f` | {glue:text}`card_realsure:.1f` | {glue:text}`card_realrarest:.1f` | {glue:text}`card_realcommonest:.1f` | {glue:text}`card_realdistance:.1f` |
 #
-# So of every hundred generated images some {glue:text}`unsure:.0f` are no digit that the judge would put its name to, of real ones {glue:text}`unsure_real:.0f`: this is where an hour and a half of one core ends, and what the loss, which had all but stopped falling, does not show.
+# So of every hundred generated images some {glue:text}`unsure:.0f` are no digit that the judge would put its name to, of real ones {glue:text}`unsure_real:.0f`: this is where {glue:text}`minutes:.0f` minutes of one core end, and what the loss, which had all but stopped falling, does not show.
 #
 # Sure means a probability over 0.9 for one digit. Do not trust sureness alone: the judge has only ever seen digits and must name one, and it is sure of pure noise too, always of the same digit. A measure needs the spread over the classes beside it, or the distance. Distances from a hundred
 # images, here to 2,000 test images, are too large, also for real ones: compare them with each other only, those of the upper four rows and those of the lower two, which are to all 10,000. They are in units of our small classifier; the paper's 3.17 is in those of Inception, a network trained on ImageNet.
