@@ -111,6 +111,8 @@ def test_judge_is_trained_by_a_command(tmp_path, capsys):
     main(["--data", "mnist-5k", "--epochs", "0.1", "--output", str(tmp_path / "judge")])
     assert "accuracy: " in capsys.readouterr().out
     assert Judge.from_pretrained(tmp_path / "judge").config == JudgeConfig()
+    card = json.loads((tmp_path / "judge" / "card.json").read_text())
+    assert card["command"] == "python -m paperwalk.train.judge --data mnist-5k --epochs 0.1"
 
 
 def test_held_out_images_are_the_last_twelfth():

@@ -1353,7 +1353,7 @@ figure = plot.show_images(pixels(rows), columns=8, side=0.8)
 # paperwalk sample runs/clothes
 # ```
 #
-# Its file, as this book fetches it, holds 70,000 images in a row without saying where the test images begin; we take the last 10,000 and say so. There is no judge of clothes in the package, so the command reports loss and bound; `python -m paperwalk.train.judge --data fashion-mnist` makes one.
+# Its file, as this book fetches it, holds 70,000 images in a row without saying where the test images begin; we take the last 10,000 and say so. The command measures the quality of its images as above, by a judge of clothes that comes with the package; `python -m paperwalk.train.judge --data fashion-mnist` made that one.
 #
 # ## What to predict, and how many steps
 #

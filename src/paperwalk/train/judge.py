@@ -23,7 +23,7 @@ from paperwalk.ddpm import to_signed
 from paperwalk.metrics import bootstrap_interval
 from paperwalk.quality import Judge, JudgeConfig, Verdict, class_score, class_shares, confident, frechet_distance
 from paperwalk.train import runs
-from paperwalk.train.cli import show
+from paperwalk.train.cli import show, take
 from paperwalk.train.engine import Interrupted, Options
 from paperwalk.train.task import Batch, Metrics, Recipe, Task, cut, figure, generator, shuffled, spaced
 
@@ -141,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizes = JudgeConfig(image_size=images.shape[-1], in_channels=images.shape[1])
     recipe = JudgeRecipe(data=given.data, epochs=given.epochs, model=sizes)
     options = Options(output=given.output or Path("runs") / f"judge-{given.data}", resume=given.resume)
-    command = shlex.join(["python", "-m", "paperwalk.train.judge", *(each for each in typed if each != "--resume")])
+    _, rest = take(typed, "output")
+    command = shlex.join(["python", "-m", "paperwalk.train.judge", *(each for each in rest if each != "--resume")])
     try:
         folder = runs.train(recipe, options, command)
     except Interrupted as error:
