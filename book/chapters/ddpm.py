@@ -1438,8 +1438,8 @@ assert sum(last) / 3 < among_real_score
 glue(score_50=sum(last) / 3, score_150_real=among_real_score)
 
 # %% [markdown]
-# In two and five steps it is better to add no noise, as they find: noise that is added has to be taken out again, and there are not enough steps left for it. And without it twenty steps do as well as fifty. But in fifty steps the distance is {glue:text}`zero_50:.0f` without added noise and {glue:text}`one_50:.0f` with it, and
-# that they do not find. A guess: with noise, later steps can mend what earlier ones got wrong, and our network gets more wrong than theirs. That the last point lies below the dotted line does not say that the images are better than real ones: with so few, the distance cannot tell them apart any more. The class score can, {glue:text}`score_50:.1f` against {glue:text}`score_150_real:.1f`.
+# With the fewest steps it is better to add no noise, as they find with ten and more: noise that is added has to be taken out again, and there are not enough steps left for it. And without it twenty steps do as well as fifty. But in fifty steps the distance is {glue:text}`zero_50:.0f` without added noise and {glue:text}`one_50:.0f` with it, and
+# that they do not find: with them noise wins in all thousand steps alone, and with the large variance. A guess: with noise, later steps can mend what earlier ones got wrong, and our network gets more wrong than theirs. That the last point lies below the dotted line does not say that the images are better than real ones: with so few, the distance cannot tell them apart any more. The class score can, {glue:text}`score_50:.1f` against {glue:text}`score_150_real:.1f`.
 #
 # ## Where this differs from the paper
 #
