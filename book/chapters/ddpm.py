@@ -1148,7 +1148,7 @@ figure = plot.show_images(pixels(both), columns=10, side=0.7)
 #
 # ## A trained one
 #
-# The book ships the full-width network after {glue:text}`passes:.0f` passes over 55,000 digits. `paperwalk train ddpm --recipe mnist-cpu` made it in {glue:text}`minutes:.0f` minutes of one core. The paper's own model for CIFAR-10 is trained by the same command with `--recipe paper`, and {glue:text}`times_more:,.0f` times as much computing.
+# The book ships the full-width network after {glue:text}`passes:.0f` passes over 55,000 digits. `paperwalk train ddpm --recipe mnist-cpu --compile` made it in {glue:text}`minutes:.0f` minutes of one core. The paper's own model for CIFAR-10 is trained by the same command with `--recipe paper`, and {glue:text}`times_more:,.0f` times as much computing.
 
 # %%
 folder = checkpoint("ddpm-mnist")
@@ -1454,7 +1454,7 @@ glue(score_50=sum(last) / 3, score_150_real=among_real_score)
 # | held out | nothing of the training split | its last twelfth, also in `--recipe paper` | real images to compare with |
 # | flips | yes, but on LSUN Bedroom | none | digits are not symmetric |
 # | loss | sum over pixels; mean in the official code | mean | as the code |
-# | times of a batch | each drawn by itself | for the shipped models evenly apart, the first drawn at random ({cite:t}`kingma2021`, Section 5.3) | the loss scatters less, and its mean is the same |
+# | times of a batch | each drawn by itself | for the shipped model evenly apart, the first drawn at random ({cite:t}`kingma2021`, Section 5.3) | the loss scatters less, and its mean is the same |
 # | time | 1 … T; 0 … T − 1 in the official code | the network is told $t - 1$ | as the code |
 # | $\sigma_1^2$ in the bound | official code: $\tilde{\beta}_2$ for both variances | the same | $\tilde{\beta}_1$ is 0 |
 # | $\hat{\mathbf{x}}_0$ | cut off at −1 and 1 when sampling and in the bound, by the official code, where the noise is predicted | the same | as the code |

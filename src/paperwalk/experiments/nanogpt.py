@@ -3,8 +3,7 @@
 Run: `python -m paperwalk.experiments.nanogpt FOLDER` (as long as the recipe itself); it trains in FOLDER, goes on where
 it stopped, and writes nanogpt.json beside this file. The settings are those of the recipe, the same batches included;
 with `--own-settings` the batch, the dropout, the warm-up and the last learning rate are those of nanoGPT's
-config/train_shakespeare_char.py, for the same number of tokens. "first settings" in nanogpt.json are those that the
-recipe had before, with what its model reached then ("ours").
+config/train_shakespeare_char.py, for the same number of tokens.
 
 The model is transformers' GPT-2, made like karpathy/nanoGPT's model.py: no biases, exact GELU, its initialisation.
 """

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -149,7 +148,7 @@ class Run:
         progress = Progress(
             self.task.steps, len(self.losses), self.options.log_every, shown=self.accelerator.is_main_process
         )
-        with _no_denormals(), stop_signals() as signals, contextlib.closing(progress), _Batches(self) as batches:
+        with stop_signals() as signals, contextlib.closing(progress), _Batches(self) as batches:
             for number in range(len(self.losses), self.task.steps):
                 self.losses.append(self._step(number, batches))
                 done = number + 1
@@ -243,17 +242,6 @@ class Run:
             # A copy: torch 2.15 crashes on a random state that is a view into a larger tensor.
             draws = {name: t[rank].clone() for name, t in state.tensors.items() if name.startswith("random.")}
             restore_random(self.accelerator.device.type, draws)
-
-
-@contextlib.contextmanager
-def _no_denormals() -> Iterator[None]:
-    # Sharp attention leaves weights and gradients below 1e-38, with which a processor multiplies far more slowly: the
-    # backward pass of a trained GPT took 2.2 times as long. Here they become zero.
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(False)
 
 
 class _Batches:
