@@ -358,22 +358,35 @@ def test_biases_do_not_decay():
     assert [p.ndim for p in matrices["params"]] == [2]
 
 
-def test_numbers_too_small_to_be_normal_are_zero_in_training_alone(tmp_path, monkeypatch):
-    products, plain = [], Sum.task
+TINY = """
+import sys
+import torch
+sys.path.insert(0, sys.argv[1])
+import test_train
 
-    def tiny():
-        return (torch.full((64,), 1e-30) * torch.full((64,), 1e-10)).max().item()
+def tiny():
+    return (torch.full((1_000_000,), 1e-30) * torch.full((1_000_000,), 1e-10)).count_nonzero().item()
 
-    def task(self):
-        made = plain(self)
-        loss = made.loss
-        made.loss = lambda model, batch: products.append(tiny()) or loss(model, batch)
-        return made
+plain = test_train.Sum.task
+def task(self):
+    made = plain(self)
+    loss = made.loss
+    made.loss = lambda model, batch: print(tiny()) or loss(model, batch)
+    return made
 
-    monkeypatch.setattr(Sum, "task", task)
-    run_to_the_end(tmp_path, replace(Sum(), steps=2))
-    assert products == [0, 0]
-    assert tiny() > 0
+test_train.Sum.task = task
+test_train.run_to_the_end(test_train.Path(sys.argv[2]), test_train.replace(test_train.Sum(), steps=2), precision="auto")
+torch.set_num_threads(1)
+print(tiny())
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_numbers_too_small_to_be_normal_are_zero_in_training_alone(threads, tmp_path):
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-c", TINY, str(Path(__file__).parent), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert [line for line in done.stdout.splitlines() if line.isdigit()] == ["0", "0", "1000000"]
 
 
 def test_gradients_are_clipped(tmp_path):
