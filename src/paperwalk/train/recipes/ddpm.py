@@ -125,7 +125,7 @@ class DDPMRecipe(Recipe):
     def named(cls) -> dict[str, "DDPMRecipe"]:
         """The recipes by name."""
         wide = UNetConfig.mnist(multipliers=(1, 4, 8), attention_sizes=(14,))
-        small = cls(model=wide, epochs=8.0, spread=True, sample_steps=100, sample_eta=1.0)
+        small = cls(model=wide, epochs=7.0, spread=True, sample_steps=100, sample_eta=1.0)
         return {
             "mnist-cpu": small,
             "fashion-mnist-cpu": replace(small, data="fashion-mnist", epochs=4.0),
@@ -214,8 +214,8 @@ class DDPMRecipe(Recipe):
         return Task(model, self.adamw(model), self.schedule(steps), steps, batch, loss)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The weights, in half precision."""
-        model.save_pretrained(folder, bits=16)
+        """The weights, eight bits each."""
+        model.save_pretrained(folder, bits=8)
 
     def load(self, folder: Path) -> UNet:
         """The model that `save` wrote."""
