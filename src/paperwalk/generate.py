@@ -78,9 +78,11 @@ def _check_prompts(prompts: Sequence[Sequence[int]], n_tokens: int, vocab_size: 
 
 
 def last_logits(
-    model: GPT, tokens: Int[Tensor, "b t"], real: Bool[Tensor, "b t"], cache: list[KeyValueCache] | None
+    model: GPT, tokens: Int[Tensor, "b t"], real: Bool[Tensor, "b t"] | None, cache: list[KeyValueCache] | None
 ) -> Float[Tensor, "b v"]:
     """The logits after the last token, given the last `block_size` tokens; what the cache has seen is not run again.
+
+    `real` is False at padding; None if there is none.
 
     Once the window slides, the cache no longer serves: a token that was at position i stands at i − 1 now, so all keys
     and values have changed. Then the whole window runs at each step.
@@ -89,12 +91,11 @@ def last_logits(
     if cache is not None and tokens.shape[1] <= size:
         new = tokens[:, cache[0].length :]
     else:
-        new, real, cache = tokens[:, -size:], real[:, -size:], None
-    h = model.encode(new, None if real.all() else real, cache)
-    return model.logits(h[:, -1])
+        new, real, cache = tokens[:, -size:], None if real is None else real[:, -size:], None
+    return model.logits(model.encode(new, real, cache)[:, -1])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: GPT,
     prompts: Sequence[Sequence[int]],
@@ -137,6 +138,8 @@ def generate(
     model.eval()
     device = model.token_embedding.weight.device
     tokens, real = (x.to(device) for x in pad_left(prompts))
+    if real.all():
+        real = None
     cache = model.new_cache() if use_cache else None
     ends: list[int | None] = [None] * len(prompts)
     try:
@@ -148,7 +151,8 @@ def generate(
                 stopped = (drawn[:, 0] == stop).tolist()
                 ends = [tokens.shape[1] if end is None and now else end for end, now in zip(ends, stopped, strict=True)]
             tokens = torch.cat([tokens, drawn], dim=1)
-            real = torch.cat([real, torch.ones_like(drawn, dtype=torch.bool)], dim=1)
+            if real is not None:
+                real = torch.cat([real, torch.ones_like(drawn, dtype=torch.bool)], dim=1)
             if None not in ends:
                 break
     finally:
