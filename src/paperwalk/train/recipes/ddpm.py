@@ -124,10 +124,10 @@ class DDPMRecipe(Recipe):
     @classmethod
     def named(cls) -> dict[str, "DDPMRecipe"]:
         """The recipes by name."""
-        small = cls(epochs=5.5, spread=True, sample_steps=100, sample_eta=1.0)
+        small = cls(epochs=7.0, spread=True, sample_steps=100, sample_eta=1.0)
         return {
             "mnist-cpu": small,
-            "fashion-mnist-cpu": replace(small, data="fashion-mnist", epochs=3.0),
+            "fashion-mnist-cpu": replace(small, data="fashion-mnist", epochs=4.0),
             # Section 4 and Appendix B, CIFAR-10; the warm-up of 5,000 steps stands in the official code.
             "paper": cls(
                 data="cifar10",
@@ -194,7 +194,9 @@ class DDPMRecipe(Recipe):
 
     def task(self) -> Task:
         """Algorithm 1: predict the noise (or the mean) in images that have more or less of it."""
-        images, diffusion, model = self.images().train, self.diffusion(), self.build()
+        images, diffusion = self.images().train, self.diffusion()
+        # Channels last in memory, as the convolutions want them: a step is up to a fifth faster.
+        model = self.build().to(memory_format=torch.channels_last)
         steps = self.steps_of(len(images))
 
         def batch(step: int, part: int, parts: int) -> Batch:
@@ -213,8 +215,8 @@ class DDPMRecipe(Recipe):
         return Task(model, self.adamw(model), self.schedule(steps), steps, batch, loss)
 
     def save(self, model: nn.Module, folder: Path) -> None:
-        """The weights, eight bits each."""
-        model.save_pretrained(folder, bits=8)
+        """The weights, in half precision."""
+        model.save_pretrained(folder, bits=16)
 
     def load(self, folder: Path) -> UNet:
         """The model that `save` wrote."""
