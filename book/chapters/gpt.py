@@ -1012,7 +1012,7 @@ def step_times(model, n, cache):
     tokens, times = torch.zeros(1, 1, dtype=torch.long), []
     for _ in range(n):
         start = time.perf_counter()
-        logits = last_logits(model, tokens, torch.ones_like(tokens).bool(), cache)
+        logits = last_logits(model, tokens, None, cache)
         times.append(1000 * (time.perf_counter() - start))
         tokens = torch.cat([tokens, logits.argmax(-1, keepdim=True)], dim=1)
     return torch.tensor(times)
@@ -1087,20 +1087,20 @@ said = card["metrics"]["loss"]
 assert said["value"] < min(unseen) < final
 assert abs(here - said["value"]) < 0.05
 low, high = said["interval"]
-stand_in = json.loads(nanogpt.RESULTS.read_text())["same settings"]
-steps, windows = (card["recipe"][name] for name in ("steps", "batch_size"))
-assert stand_in["tokens"] == steps * windows * trained.config.block_size
-gap = stand_in["ours above"]
+tried = json.loads(nanogpt.RESULTS.read_text())
+recipe = card["recipe"]
+n_read = recipe["steps"] * recipe["batch_size"] * trained.config.block_size
+for name in ("own", "same"):
+    stand_in = tried[f"{name} settings"]
+    assert stand_in["tokens"] == n_read
+    glue(**{f"{name}_nano": stand_in["value"]})
+assert said["value"] < tried["own settings"]["value"]
+gap = tried["same settings"]["ours above"]
 gap_low, gap_high = (1000 * each for each in gap["interval"])
 assert gap_low < 0 < gap_high
 glue(here=here, said=said["value"], low=low, high=high, n_windows=len(sums))
-glue(minutes=card["cpu_seconds"] / 60, n_tokens=stand_in["tokens"])
-glue(
-    nano=stand_in["value"],
-    gap=1000 * gap["value"],
-    gap_low=gap_low,
-    gap_high=gap_high,
-)
+glue(minutes=card["cpu_seconds"] / 60, n_tokens=n_read)
+glue(gap=1000 * gap["value"], gap_low=gap_low, gap_high=gap_high)
 
 # %% [markdown]
 # | | nats a character on the held-out text |
@@ -1109,11 +1109,13 @@ glue(
 # | best count | {glue:text}`best_count:.2f` |
 # | the model of this page | {glue:text}`final:.2f` |
 # | the shipped model | {glue:text}`said:.3f` ({glue:text}`low:.3f` to {glue:text}`high:.3f`) |
-# | nanoGPT's model on the same batches | {glue:text}`nano:.3f` |
+# | nanoGPT's model and settings, as many characters | {glue:text}`own_nano:.3f` |
+# | nanoGPT's model, our settings and batches | {glue:text}`same_nano:.3f` |
 #
 # The shipped model has seen {glue:text}`n_tokens:,d` characters, about seven times the training text, in {glue:text}`minutes:.0f` minutes of one core. On the {glue:text}`n_windows` windows of this page it has {glue:text}`here:.3f`. The interval is over other windows of this book, not over other seeds.
 #
-# The last row is nanoGPT's architecture as its train.py sets it (no biases, exact GELU; weights drawn as ours) on the same batches with the same optimiser, by `python -m paperwalk.experiments.nanogpt FOLDER` (after removing nanogpt.json, which holds the result). Ours is {glue:text}`gap:.1f` thousandths above.
+# The last two rows are nanoGPT's architecture as its train.py sets it (no biases, exact GELU; weights drawn as ours), by `python -m paperwalk.experiments.nanogpt FOLDER`, the first with `--own-settings` (after removing nanogpt.json, which holds the results). *Its settings* are those of its config for a model of this size: 64 windows a batch, dropout 0.2, a hundred steps of warm-up.
+# For as many characters that is an eighth of our steps, and it ends far from where it could: it is meant to read many times more. With our settings on our batches it ends where ours does, {glue:text}`gap:.1f` thousandths lower.
 # Window by window, the 95 % interval of that gap is {glue:text}`gap_low:.1f` to {glue:text}`gap_high:.1f`: this text cannot tell the two apart. And it is one run of each.
 #
 # In the curves, look which of the two passes the best count, and where. (They are training losses, the large model's with dropout, which lies a little above what it reaches without; the line is a held-out loss.)
