@@ -208,7 +208,7 @@ def test_presets_have_the_published_parameters(config, parameters):
 
 def test_presets_take_changes():
     assert UNetConfig.cifar10(dropout=0.0) == UNetConfig()
-    assert UNetConfig.mnist(image_size=32).attention_sizes == (16,)
+    assert UNetConfig.mnist(image_size=32).attention_sizes == (8,)
     assert UNetConfig.mnist(multipliers=(1, 2, 3)).widths == (32, 64, 96)
 
 
@@ -225,7 +225,7 @@ def test_starts_as_zero_and_its_blocks_as_identity():
 def test_initial_weights_have_the_documented_bounds():
     model = UNet(UNetConfig.mnist())
     block, attention = model.down[2].blocks[0], model.middle.attentions[0].attention
-    convolution = (6 / (9 * (128 + 128))) ** 0.5
+    convolution = (6 / (9 * (64 + 128))) ** 0.5
     assert block.conv1.weight.abs().max().item() == pytest.approx(convolution, rel=0.01)
     for projection in attention.in_proj.weight.chunk(3):
         assert projection.abs().max().item() == pytest.approx((6 / 256) ** 0.5, rel=0.01)

@@ -103,7 +103,7 @@ CLAIMS = {
         "CIFAR-10: Fréchet distance 3.17 (Table 1)",
         "sure",
         "see the setting",
-        "U-Net of 3.9M, MNIST, 5,000 images in 100 steps of DDIM with η = 1. By a classifier that is right on 99.5 % of the test images: sure "
+        "U-Net of 2.7M, MNIST, 5,000 images in 100 steps of DDIM with η = 1. By a classifier that is right on 99.5 % of the test images: sure "
         "of which share (over 0.9 for one digit), share of the rarest and commonest digit, class score of 10, distance to test "
         "images; real: 5,000 held-out images",
         "Other data, another network's features: only the rows for real images compare with ours.",
