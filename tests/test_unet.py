@@ -238,18 +238,6 @@ def test_runs_on_any_size_that_the_levels_divide(randomise):
     assert model(x, torch.tensor([3])).shape == x.shape
 
 
-def test_the_channels_of_a_pixel_lie_side_by_side(randomise):
-    model = randomise(UNet(SMALL)).eval()
-    blocks = [module for module in model.modules() if isinstance(module, ResidualBlock)]
-    last = []
-    for block in blocks:
-        block.register_forward_hook(
-            lambda block, given, made: last.append(made.is_contiguous(memory_format=torch.channels_last))
-        )
-    model(*inputs())
-    assert last == [True] * len(blocks)
-
-
 def test_images_of_a_batch_do_not_meet(randomise):
     model = randomise(UNet(SMALL)).eval()
     x, t = inputs(b=3)

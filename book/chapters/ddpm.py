@@ -979,8 +979,6 @@ ladder
 #
 # {source:unet}
 #
-# One line in `forward` is for speed only: after the first convolution the channels of a pixel lie side by side in memory, not the pixels of a channel. The numbers are the same; a convolution sums over channels, and then finds them in a row.
-#
 # At the published size the same is tested in the repository, with all 35.7 million weights; here we compare names and shapes. Files in diffusers' format, such as google/ddpm-cifar10-32, are read by `UNet.from_pretrained`; we write one and read it.
 
 # %% tags=["nbval-check-output"]

@@ -249,8 +249,7 @@ class UNet(nn.Module):
         """
         self._check(x, t)
         time = self.time_mlp(time_embedding(t, self.config.d_model).to(x.dtype))
-        # A pixel's channels side by side in memory, as convolutions on a processor want them.
-        x = self.conv_in(x).contiguous(memory_format=torch.channels_last)
+        x = self.conv_in(x)
         kept = [x]
         for stage in self.down:
             for block, attention in zip(stage.blocks, stage.attentions, strict=True):
