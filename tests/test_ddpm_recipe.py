@@ -143,6 +143,8 @@ def test_the_command_trains_measures_and_draws(tmp_path, capsys):
         ({"data": "imagenet"}, "unknown data 'imagenet', expected one of mnist, mnist-5k, fashion-mnist, cifar10"),
         ({"n_steps": 20}, "n_steps is 20, expected more than 20"),
         ({"sample_steps": 1_001}, "sample_steps is 1001, expected 1 to n_steps, 1000"),
+        ({"focus": -0.5}, "focus is -0.5, expected a number of at least 0, or none"),
+        ({"focus": math.inf}, "focus is inf, expected a number"),
         ({"samples": 1}, "samples is 1, expected at least 2"),
         ({"ema": 1.0}, "ema is 1.0"),
     ],
@@ -165,7 +167,7 @@ def test_sizes_that_are_not_the_data_s_are_named(model, message):
 
 
 def test_times_of_a_batch_are_evenly_spread_and_each_is_as_likely():
-    recipe, draws = replace(QUICK, spread=True), torch.Generator().manual_seed(0)
+    recipe, draws = replace(QUICK, focus=0.0), torch.Generator().manual_seed(0)
     for n in (1, 7, 25, 64):
         batches = [recipe.times(n, draws) for _ in range(400)]
         for t in batches:
@@ -177,3 +179,17 @@ def test_times_of_a_batch_are_evenly_spread_and_each_is_as_likely():
         assert ((first - 16) ** 2 / 16).sum() < 52
     assert (recipe.task().batch(0, 0, 1)[1].sort().values.diff() >= 2).all()
     assert not torch.equal(recipe.task().batch(0, 0, 1)[1], recipe.task().batch(1, 0, 1)[1])
+
+
+@pytest.mark.parametrize("focus", [0.5, 1.0])
+def test_times_in_the_middle_are_drawn_as_often_as_said(focus):
+    recipe, draws = replace(QUICK, focus=focus), torch.Generator().manual_seed(0)
+    bar = recipe.diffusion().alpha_bar[1:]
+    share = (bar.sqrt() * (1 - bar)) ** focus
+    share = share / share.sum()
+    batches = torch.stack([recipe.times(40, draws) for _ in range(500)])
+    # Within a batch no more than one off; each image's own time, over the batches, chi squared of 24 degrees of freedom.
+    for t in batches:
+        assert (torch.bincount(t, minlength=26)[1:] - 40 * share).abs().max() < 1
+    first = torch.bincount(batches[:, 0], minlength=26)[1:]
+    assert ((first - 500 * share) ** 2 / (500 * share)).sum() < 52

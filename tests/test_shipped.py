@@ -9,6 +9,8 @@ from paperwalk.train import runs
 
 FOLDER = Path(__file__).parents[1] / "checkpoints"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
+# Of images drawn in a hundred steps: the least difference in rounding, and other images come of the same noise.
+DRAWN = {"Fréchet distance", "class score", "sure", "rarest class", "commonest class"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -18,11 +20,14 @@ def test_a_shipped_model_is_what_its_card_says(name):
     measured = runs.evaluate(recipe, FOLDER / name, card["quick"]["limit"])
     assert measured.keys() == card["metrics"].keys()
     for metric, said in card["quick"]["metrics"].items():
-        # Another processor adds in another order: a search may take another of two nearly equal ways now and then.
-        assert measured[metric]["value"] == pytest.approx(said["value"], rel=0.02, abs=1.5 / said["n"]), metric
+        value, (low, high) = measured[metric]["value"], said["interval"]
+        if metric in DRAWN:
+            assert abs(value - said["value"]) <= high - low, metric
+        else:
+            # Another processor adds in another order: a search may take another of two nearly equal ways now and then.
+            assert value == pytest.approx(said["value"], rel=0.02, abs=1.5 / said["n"]), metric
         assert measured[metric]["n"] == said["n"]
         # What a hundred examples say must fit with what all of them say.
-        low, high = said["interval"]
         assert low - (high - low) <= card["metrics"][metric]["value"] <= high + (high - low), metric
     assert recipe.data_sha256() | recipe.start_sha256() == card["data"]
     assert card["command"].startswith(f"paperwalk train {recipe.paper} ")
