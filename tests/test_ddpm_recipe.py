@@ -188,7 +188,7 @@ def test_times_in_the_middle_are_drawn_as_often_as_said(focus):
     share = (bar.sqrt() * (1 - bar)) ** focus
     share = share / share.sum()
     batches = torch.stack([recipe.times(40, draws) for _ in range(500)])
-    # Within a batch no more than one off; each image's own time, over the batches, chi squared of 24 degrees of freedom.
+    # Within a batch less than one off. Each image's own time, over the batches: chi squared, 24 degrees of freedom.
     for t in batches:
         assert (torch.bincount(t, minlength=26)[1:] - 40 * share).abs().max() < 1
     first = torch.bincount(batches[:, 0], minlength=26)[1:]

@@ -238,7 +238,7 @@ class DDPMRecipe(Recipe):
         """
         device = next(model.parameters()).device
         side, parts = self.model.image_size, []
-        for number, part in enumerate(torch.arange(n).split(64)):
+        for number, part in enumerate(torch.arange(n).split(250)):
             draws = generator(seed, number)
             noise = torch.randn(len(part), self.model.in_channels, side, side, generator=draws).to(device)
             sampler = ancestral if eta is None else partial(ddim, eta=eta)
