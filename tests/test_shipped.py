@@ -11,6 +11,8 @@ FOLDER = Path(__file__).parents[1] / "checkpoints"
 NAMES = sorted(path.parent.name for path in FOLDER.glob("*/config.json"))
 # Of images drawn in a hundred steps: the least difference in rounding, and other images come of the same noise.
 DRAWN = {"Fréchet distance", "class score", "sure", "rarest class", "commonest class"}
+# Of few images these are something else than of many.
+BY_NUMBER = {f"{kind}{name}" for kind in ("", "real: ") for name in DRAWN - {"sure"}}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -20,15 +22,18 @@ def test_a_shipped_model_is_what_its_card_says(name):
     measured = runs.evaluate(recipe, FOLDER / name, card["quick"]["limit"])
     assert measured.keys() == card["metrics"].keys()
     for metric, said in card["quick"]["metrics"].items():
-        value, (low, high) = measured[metric]["value"], said["interval"]
+        value, (low, high), n = measured[metric]["value"], said["interval"], said["n"]
+        # All of a few examples may be alike.
+        wide = max(high - low, 3 / n)
         if metric in DRAWN:
-            assert abs(value - said["value"]) <= high - low, metric
+            assert abs(value - said["value"]) <= wide, metric
         else:
             # Another processor adds in another order: a search may take another of two nearly equal ways now and then.
-            assert value == pytest.approx(said["value"], rel=0.02, abs=1.5 / said["n"]), metric
-        assert measured[metric]["n"] == said["n"]
-        # What a hundred examples say must fit with what all of them say.
-        assert low - (high - low) <= card["metrics"][metric]["value"] <= high + (high - low), metric
+            assert value == pytest.approx(said["value"], rel=0.02, abs=1.5 / n), metric
+        assert measured[metric]["n"] == n
+        # What a few examples say must fit with what all of them say.
+        if metric not in BY_NUMBER:
+            assert low - wide <= card["metrics"][metric]["value"] <= high + wide, metric
     assert recipe.data_sha256() | recipe.start_sha256() == card["data"]
     assert card["command"].startswith(f"paperwalk train {recipe.paper} ")
 

@@ -22,9 +22,6 @@ from paperwalk.train.provenance import provenance, thinned
 from paperwalk.train.recipes import recipe_class
 from paperwalk.train.task import Recipe
 
-# Examples of the quick evaluation, which the tests repeat.
-QUICK = 100
-
 
 def as_json(recipe: Recipe) -> dict[str, Any]:
     """The recipe as plain values."""
@@ -199,7 +196,7 @@ def finish(recipe: Recipe, run: Run, command: str) -> None:
         # Share of the time in which the training waited for its batches.
         "waited": round(run.waited / max(run.seconds, 1e-9), 4),
         "metrics": evaluate(recipe, run.folder),
-        "quick": {"limit": QUICK, "metrics": evaluate(recipe, run.folder, QUICK)},
+        "quick": {"limit": recipe.quick, "metrics": evaluate(recipe, run.folder, recipe.quick)},
         "curve": thinned(run.losses),
     }
     write_json(run.folder / "card.json", card)

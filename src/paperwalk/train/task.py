@@ -61,6 +61,8 @@ class Recipe:
     paper: ClassVar[str]
     PRESETS: ClassVar[dict[str, Any]]
     Sampling: ClassVar[type | None] = None
+    # Examples of the quick evaluation, which the tests repeat.
+    quick: ClassVar[int] = 100
 
     epochs: float = 10.0
     steps: int | None = None

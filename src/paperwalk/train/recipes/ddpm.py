@@ -78,7 +78,7 @@ class DDPMRecipe(Recipe):
             is gone and not yet all, where it is decided what the image will show; 0 is every t as likely. And with a
             number the times of a batch lie evenly over the distribution, the first drawn at random, so that its loss
             scatters less (Kingma et al. 2021, "Variational Diffusion Models", Section 5.3 and Appendix I.1, there for
-            continuous times). That the middle deserves most draws is the finding of Hang et al. 2024, "Improved Noise
+            continuous times). That the middle deserves most draws is the finding of Hang et al. 2025, "Improved Noise
             Schedule for Diffusion Training", who draw log(ᾱ / (1 − ᾱ)) around 0.
         constant: keep the learning rate after the warm-up, as the paper does; a cosine otherwise.
         flip: mirror each training image with probability ½.
@@ -95,6 +95,9 @@ class DDPMRecipe(Recipe):
         "cifar10": UNetConfig.cifar10(),
         "pixels-256": UNetConfig.pixels_256(),
     }
+
+    # Each takes a hundred calls of the network.
+    quick: ClassVar[int] = 32
 
     batch_size: int = 64
     lr: float = 1e-3
