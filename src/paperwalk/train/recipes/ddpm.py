@@ -73,13 +73,12 @@ class DDPMRecipe(Recipe):
         predict: what the network's output is: the noise, or the mean.
         objective: "simple" is Eq. 14, "bound" is Eq. 5.
         variance: of the reverse process.
-        focus: how the times t of a batch are drawn. None is Algorithm 1, each by itself and every t as likely. A number
-            draws t in proportion to (√ᾱ_t (1 − ᾱ_t))^focus: from 1 on mostly where a good part of the image's variance
-            is gone and not yet all, where it is decided what the image will show; 0 is every t as likely. And with a
-            number the times of a batch lie evenly over the distribution, the first drawn at random, so that its loss
-            scatters less (Kingma et al. 2021, "Variational Diffusion Models", Section 5.3 and Appendix I.1, there for
-            continuous times). That the middle deserves most draws is the finding of Hang et al. 2025, "Improved Noise
-            Schedule for Diffusion Training", who draw log(ᾱ / (1 − ᾱ)) around 0.
+        focus: how the times t of a batch are drawn. None is Algorithm 1: each by itself, every t as likely. A number
+            draws t in proportion to (√ᾱ_t (1 − ᾱ_t))^focus: at 1 mostly in the middle, where it is decided what the
+            image will show, at 0 every t as likely. And with a number the times of a batch lie evenly over the
+            distribution, the first drawn at random, so that its loss scatters less (Kingma et al. 2021, "Variational
+            Diffusion Models", Section 5.3 and Appendix I.1, there for continuous times). To draw more in the middle
+            follows Hang et al. 2024, "Improved Noise Schedule for Diffusion Training", with another distribution.
         constant: keep the learning rate after the warm-up, as the paper does; a cosine otherwise.
         flip: mirror each training image with probability ½.
         samples: images drawn for the evaluation.
@@ -200,7 +199,8 @@ class DDPMRecipe(Recipe):
         if self.focus is None:
             return torch.randint(1, self.n_steps + 1, (n,), generator=draws)
         bar = self.diffusion().alpha_bar[1:]
-        shares = (bar.sqrt() * (1 - bar)).pow(self.focus).cumsum(0)
+        height = bar.sqrt() * (1 - bar)
+        shares = (height / height.max()).pow(self.focus).cumsum(0)
         start = torch.rand(1, generator=draws, dtype=torch.float64)
         places = (start + torch.arange(n, dtype=torch.float64) / n) % 1
         return 1 + torch.searchsorted(shares[:-1], places * shares[-1], right=True)
