@@ -56,6 +56,7 @@ from paperwalk.published.ddpm import our_names
 from paperwalk.quality import class_shares, frechet_distance
 from paperwalk.samplers import ancestral, ddim, even_times
 from paperwalk.testing import Ladder, refuses
+from paperwalk.train.precision import fast_autocast
 from paperwalk.train.recipes.ddpm import DDPMRecipe, estimated_bits
 from paperwalk.train.task import generator
 from paperwalk.unet import UNet, UNetConfig
@@ -1134,10 +1135,11 @@ plt.show()
 
 # %% mystnb={"image": {"alt": "Two rows of ten generated images of 28 by 28 pixels: the upper from the last weights, the lower from the average. About half show white strokes on a dark ground, bent like parts of digits; the others are grey grain with a faint shape in it."}}
 start = torch.randn(100, 1, 28, 28, generator=generator(7, 0))
-live = {
-    name: ancestral(process, model, start[:n], generator=generator(7, 1)).images
-    for name, model, n in (("last", small_net, 10), ("average", small_average, 100))
-}
+with fast_autocast():  # bfloat16, if it is faster here
+    live = {
+        name: ancestral(process, m, start[:n], generator=generator(7, 1)).images
+        for name, m, n in (("last", small_net, 10), ("average", small_average, 100))
+    }
 both = torch.cat([live["last"], live["average"][:10]])
 assert both.isfinite().all()
 figure = plot.show_images(pixels(both), columns=10, side=0.7)
@@ -1205,7 +1207,8 @@ assert late < early
 # Now a hundred by DDIM in twenty steps, $\eta = 0$. Look for any that is no digit.
 
 # %% mystnb={"image": {"alt": "Forty generated handwritten digits in four rows of ten, white on black, of all classes; most could be from the data, some are strokes that make no digit."}}
-drawn = ddim(diffusion, unet, start, steps=20).images
+with fast_autocast():
+    drawn = ddim(diffusion, unet, start, steps=20).images
 assert drawn.shape == (100, 1, 28, 28)
 figure = plot.show_images(pixels(drawn[:40]), columns=10, side=0.7)
 
@@ -1304,9 +1307,125 @@ with torch.no_grad():
 assert 0.5 < bits < 8
 glue(bits=bits, first=first.mean().item())
 
-
 # %% [markdown]
 # {glue:text}`bits:.2f` bits a pixel, of which {glue:text}`first:.2f` belong to the last step alone (on the card: {glue:text}`card_bits:.2f` in all). The paper reaches at most 3.75 on CIFAR-10 with $L_\text{simple}$, 3.70 when trained on the bound. Most of MNIST is black, so a pixel costs less.
+#
+# (which-times-to-train-on)=
+# ## Which times to train on
+#
+# Algorithm 1 draws every time as often as every other. Does every time matter as much?
+#
+# The shipped model was trained in that way. Take {glue:text}`cleaned:.0f` test digits, add noise up to $t$, and let it take the noise out again, ten times a step, with $\eta = 1$. Two things can go wrong: another digit comes back, or something that is none. At which $t$ would you expect the one, and at which the other? The grey hill, without a scale, is what we make of the answer.
+
+# %% mystnb={"image": {"alt": "Against the time from 100 to 1000 three lines and a hill. The percentage of images that still show the same digit falls from nearly all at 200 to a tenth at 800, most steeply from 400 to 600. The percentage of which the judge is sure falls a little between 300 and 600 and stays; for a model trained by the hill it falls alike. The hill is highest near 330 and has most of its area between 150 and 600."}}
+stored = json.loads(experiment.RESULTS.read_text())
+assert stored["recipe"] == json.loads(json.dumps(experiment.about()))
+cleaned = lambda start, model: stored[f"from {start} {model}"]
+hill = diffusion.alpha_bar[1:].sqrt() * (1 - diffusion.alpha_bar[1:])
+lines = {
+    "the same digit": ("same", "shipped"),
+    "judge sure": ("sure", "shipped"),
+    "judge sure, trained by the hill": ("sure", "hill"),
+}
+figure, axis = plt.subplots(figsize=(6.4, 3.0))
+for label, (name, model) in lines.items():
+    percent = [100 * cleaned(start, model)[name] for start in experiment.STARTS]
+    axis.plot(experiment.STARTS, percent, marker="o", label=label)
+hill_label = "how often to train on a time"
+axis.fill_between(
+    range(1, 1001),
+    40 * hill / hill.max(),
+    color="grey",
+    alpha=0.25,
+    label=hill_label,
+)
+axis.set(xlabel="noise added up to time t", ylabel="percent", ylim=(0, 105))
+axis.legend(fontsize=7, loc=(0.58, 0.28))
+plt.show()
+early, mid, late = (cleaned(start, "shipped") for start in (200, 500, 800))
+assert early["same"] > 0.9
+assert late["same"] < 0.2
+# Two standard errors of a difference are about 4 %.
+whole = cleaned(1000, "shipped")
+assert early["sure"] - whole["sure"] > 0.04
+loss = torch.tensor(stored["loss shipped"])
+loss = 100 * loss / loss.sum()
+assert loss[0] > loss[3:6].sum()
+glue(same_200=100 * early["same"], same_500=100 * mid["same"])
+glue(same_800=100 * late["same"], sure_200=100 * early["sure"])
+glue(sure_500=100 * mid["sure"], sure_all=100 * whole["sure"])
+glue(loss_100=loss[0].item(), loss_600=loss[3:6].sum().item())
+glue(loss_1000=loss[7:].sum().item(), cleaned=experiment.CLEANED)
+
+
+# %% [markdown]
+# From $t = 200$, {glue:text}`same_200:.0f` % come back as the digit they were, from 500 {glue:text}`same_500:.0f` %, and from 800 {glue:text}`same_800:.0f` %, where chance is ten. So it is in between that the model decides what to paint (a single pixel, in the figure further up, decided later: here 784 of them betray the digit together). And there it begins to err. The judge is sure of {glue:text}`sure_200:.0f` % of the images if the model starts at 200, of {glue:text}`sure_500:.0f` % if it starts at 500, and of {glue:text}`sure_all:.0f` % if it starts at 1000, each give or take two.
+#
+# The loss is elsewhere: the first hundred times have {glue:text}`loss_100:.0f` % of $L_\text{simple}$, those from 301 to 600 have {glue:text}`loss_600:.0f` %, and the last three hundred, 30 % of all that are drawn, have {glue:text}`loss_1000:.1f` %. Why not train on the middle more often? Call $p(t)$ the probability that a time is drawn, and let
+#
+# (eq-ddpm-times)=
+# $$
+# p(t) \propto \sqrt{\bar{\alpha}_t}\, (1 - \bar{\alpha}_t)
+# \tag{P1}
+# $$
+#
+# the grey hill: next to nothing at both ends, most where a third of the variance is the image's, at $t = 327$. Its form is a choice, not a derivation. {cite:t}`hang2024` choose another: they draw $\ln(\bar{\alpha}_t / (1 - \bar{\alpha}_t))$ mostly near 0, where image and noise are equally strong (here at $t = 260$), and find training on ImageNet more efficient. What is minimised is then [Eq. 14](#eq-ddpm-14) with a weight $T p(t)$ at each time: $L_\text{simple}$ makes less of the small times than the bound does, and this goes one step further in the same direction.
+#
+# And the times of a batch need not be drawn one by one. In our longer trainings, with the hill or without, they lie evenly over the distribution, the first at random ({cite:t}`kingma2021`, their Section 5.3), so that each batch has nearly the same mix of easy and hard ones.
+
+# %%
+def times_naive(start, n):  # (eq-ddpm-times)
+    shares = [b**0.5 * (1 - b) for b in diffusion.alpha_bar[1:].tolist()]
+    found = []
+    for i in range(n):
+        place = (start + i / n) % 1 * sum(shares)
+        t, below = 1, shares[0]
+        while below <= place:
+            t += 1
+            below += shares[t - 1]
+        found.append(t)
+    return found
+
+
+# %% [markdown]
+# Times above 700 have {glue:text}`hill_late:.0f` % of the hill's area. How many of a batch of 64 will be above 700, and how many if every time is as likely? (Some 4, and some 19.)
+
+# %% tags=["nbval-check-output"]
+by_hill = replace(experiment.RECIPE, focus=1.0)
+times = by_hill.times(64, generator(11, 0))
+begins = torch.rand(1, generator=generator(11, 0), dtype=torch.float64).item()
+assert times.tolist() == times_naive(begins, 64)
+alike = experiment.RECIPE.times(64, generator(11, 0))
+area = (hill[700:].sum() / hill.sum()).item()
+assert abs((times > 700).sum().item() - 64 * area) < 1
+assert abs((alike > 700).sum().item() - 64 * 0.3) < 1
+glue(hill_late=100 * area)
+print(f"above 700: {(times > 700).sum()} of 64, else {(alike > 700).sum()}")
+
+# %% [markdown]
+# What does it buy, and at what price? The same network, trained by the hill for fewer passes (`--focus 1 --epochs 10`); both cards, one run each:
+
+# %%
+for model in ("hill", "shipped"):
+    each = stored[f"card {model}"]
+    glue(**{f"{model}_passes": each["epochs"], f"{model}_loss": each["loss"]})
+    glue(**{f"{model}_of_card": 100 * each["sure"]})
+    glue(**{f"{model}_far": each["Fréchet distance"]})
+    glue(**{f"{model}_bits": each["bits per dimension"]})
+assert stored["card shipped"]["sure"] == figures["sure"]
+assert abs(stored["card hill"]["sure"] - figures["sure"]) < 0.01
+assert (
+    stored["card hill"]["bits per dimension"] > figures["bits per dimension"] + 0.5
+)
+
+
+# %% [markdown]
+# | times | passes | judge sure, % | Fréchet distance | $L_\text{simple}$ | bits a pixel |
+# |---|---|---|---|---|---|
+# | every one as likely, shipped | {glue:text}`shipped_passes:.0f` | {glue:text}`shipped_of_card:.1f` | {glue:text}`shipped_far:.1f` | {glue:text}`shipped_loss:.4f` | {glue:text}`shipped_bits:.2f` |
+# | by the hill | {glue:text}`hill_passes:.0f` | {glue:text}`hill_of_card:.1f` | {glue:text}`hill_far:.1f` | {glue:text}`hill_loss:.4f` | {glue:text}`hill_bits:.2f` |
+#
+# Digits nearly as good from {glue:text}`hill_passes:.0f` passes instead of {glue:text}`shipped_passes:.0f`. The price is in the last column: most of the bits belong to the first few times, which nobody sees and which the hill hardly visits. Who wants to code images trains on all times alike. Whether the hill pays for those who want to look at them, ten passes without it would have to tell, or sixteen with it: we have not trained those, so the shipped model is the one without.
 #
 # ## Between two images
 #
@@ -1368,8 +1487,6 @@ figure = plot.show_images(pixels(rows), columns=8, side=0.8)
 # the official code: $\hat{\mathbf{x}}_0$ is cut off at −1 and 1 where the noise is predicted, and a predicted mean is left as it is. `python -m paperwalk.experiments.ddpm` made the numbers in about half an hour of one core.
 
 # %%
-stored = json.loads(experiment.RESULTS.read_text())
-assert stored["recipe"] == json.loads(json.dumps(experiment.about()))
 pick = lambda key, metric: torch.tensor(
     [stored[f"{key} {seed}"][metric] for seed in experiment.SEEDS]
 )
@@ -1454,7 +1571,8 @@ glue(score_50=sum(last) / 3, score_150_real=among_real_score)
 # | held out | nothing of the training split | its last twelfth, also in `--recipe paper` | real images to compare with |
 # | flips | yes, but on LSUN Bedroom | none | digits are not symmetric |
 # | loss | sum over pixels; mean in the official code | mean | as the code |
-# | times of a batch | each drawn by itself | for the shipped model evenly apart, the first drawn at random ({cite:t}`kingma2021`, Section 5.3) | the loss scatters less, and its mean is the same |
+# | times of training | every time as likely | the same; [one model](#which-times-to-train-on) in proportion to $\sqrt{\bar{\alpha}_t} (1 - \bar{\alpha}_t)$ | to see what it buys |
+# | times of a batch | each drawn by itself | for the shipped models evenly over their distribution, the first at random ({cite:t}`kingma2021`, Section 5.3) | a like mix in each batch |
 # | time | 1 … T; 0 … T − 1 in the official code | the network is told $t - 1$ | as the code |
 # | $\sigma_1^2$ in the bound | official code: $\tilde{\beta}_2$ for both variances | the same | $\tilde{\beta}_1$ is 0 |
 # | $\hat{\mathbf{x}}_0$ | cut off at −1 and 1 when sampling and in the bound, by the official code, where the noise is predicted | the same | as the code |

@@ -1,11 +1,18 @@
-"""Diffusion on handwritten digits: what the network should predict, and how many steps a sampler needs.
+"""Diffusion on handwritten digits: what the network should predict, how many steps a sampler needs, which times matter.
 
 The first claim is that of Ho et al. 2020, Table 2, scaled down: networks that predict the noise or the mean, trained on
 the simple loss or on the bound. The second is that of Song et al. 2021 (DDIM), Section 5.1: with few steps it is better
-to add no noise; here with the shipped model. Three seeds each. Run: `python -m paperwalk.experiments.ddpm` (about half
-an hour on one thread); it writes ddpm.json beside this file.
+to add no noise; here with the shipped model. Three seeds each. The third part, one run, asks at which times digits go
+wrong: for the shipped model, and for one trained mostly on times in the middle,
+
+    paperwalk train ddpm --recipe mnist-cpu --precision bf16 --compile --focus 1 --epochs 10 --output FOLDER
+
+Run: `python -m paperwalk.experiments.ddpm --hill FOLDER` (three quarters of an hour on one thread, without that
+training); it writes ddpm.json beside this file.
 """
 
+import argparse
+import json
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import replace
@@ -16,11 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperwalk.ddpm import to_signed
+from paperwalk.ddpm import at_time, to_signed
 from paperwalk.experiments import run_missing, train_task
 from paperwalk.nn.average import follow
 from paperwalk.notebook import checkpoint
 from paperwalk.quality import Judge, class_score, confident, frechet_distance
+from paperwalk.samplers import ddim
+from paperwalk.train.precision import fast_autocast
 from paperwalk.train.recipes.ddpm import DDPMRecipe, estimated_bits
 from paperwalk.train.runs import as_json
 from paperwalk.train.task import generator, spaced
@@ -30,6 +39,8 @@ RESULTS = Path(__file__).with_suffix(".json")
 SEEDS = (0, 1, 2)
 PREDICT, OBJECTIVES = ("epsilon", "mean"), ("simple", "bound")
 STEPS, ETAS = (2, 5, 10, 20, 50), (0.0, 1.0)
+# Times up to which test digits get noise, and how many digits.
+STARTS, CLEANED = (100, 200, 300, 400, 500, 600, 800, 1_000), 250
 # Images drawn from each network of the first part and of the second, and test images on which its bound is estimated.
 DRAWN, DRAWN_SHIPPED, BOUND_IMAGES = 250, 150, 100
 RECIPE = DDPMRecipe.named()["mnist-cpu"]
@@ -114,20 +125,69 @@ def in_steps(eta: float, seed: int) -> dict[str, dict[str, float]]:
     return {n: quality(each) for n, each in images.items()}
 
 
+def cleaned(folder: Path, start: int) -> dict[str, float]:
+    """Test digits with noise up to a time, cleaned by a model: the share of which the judge is sure, and the share that
+    it takes for the digit that they were."""
+    model, diffusion, draws = UNet.from_pretrained(folder), RECIPE.diffusion(), generator(0, 2)
+    images = RECIPE.images().test
+    x_0 = to_signed(images[spaced(len(images), CLEANED)])
+    x_t = diffusion.q_sample(x_0, at_time(x_0, start), torch.randn(x_0.shape, generator=draws))
+    with fast_autocast():
+        found = ddim(diffusion, model, x_t, steps=start // 10, eta=1.0, start=start, generator=draws).images
+    before, after = (judge().judge(each) for each in (x_0, found))
+    same = before.probabilities.argmax(dim=1) == after.probabilities.argmax(dim=1)
+    return {"sure": confident(after).double().mean().item(), "same": same.double().mean().item()}
+
+
+@torch.no_grad()
+def loss_by_time(folder: Path) -> list[float]:
+    """The simple loss of test digits, in each tenth of the times."""
+    model, diffusion, draws = UNet.from_pretrained(folder), RECIPE.diffusion(), generator(0, 3)
+    images = RECIPE.images().test
+    x_0, tenth = to_signed(images[spaced(len(images), CLEANED)]), RECIPE.n_steps // 10
+    losses = []
+    for i in range(10):
+        t = 1 + tenth * i + torch.arange(len(x_0)) % tenth
+        losses.append(diffusion.loss(model, x_0, t, torch.randn(x_0.shape, generator=draws)).mean().item())
+    return losses
+
+
+def on_card(folder: Path) -> dict[str, float]:
+    """What the card of a model says of it: passes over the data, and its figures."""
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    return {"epochs": card["recipe"]["epochs"]} | {name: each["value"] for name, each in card["metrics"].items()}
+
+
 def about() -> dict[str, Any]:
     """What the stored numbers were made with; stored beside them, so that a change here shows."""
     sizes = {"drawn": DRAWN, "drawn from the shipped": DRAWN_SHIPPED, "bound images": BOUND_IMAGES}
-    return {"small": as_json(SMALL), "shipped": as_json(RECIPE), "steps": list(STEPS)} | sizes
+    times = {"steps": list(STEPS), "starts": list(STARTS), "cleaned": CLEANED}
+    return {"small": as_json(SMALL), "shipped": as_json(RECIPE)} | times | sizes
 
 
-def experiment() -> None:
-    """Run what ddpm.json does not hold yet."""
+def experiment(hill: Path | None = None) -> None:
+    """Run what ddpm.json does not hold yet.
+
+    Args:
+        hill: folder of a model trained on times in the middle; without it, what concerns that model is left out.
+    """
     runs = {f"real {n} {seed}": partial(real, n, seed) for n in (DRAWN, DRAWN_SHIPPED) for seed in SEEDS}
     for seed in SEEDS:
         runs |= {f"{p} {o} {seed}": partial(predicting, p, o, seed) for p in PREDICT for o in OBJECTIVES}
     runs |= {f"steps {eta} {seed}": partial(in_steps, eta, seed) for seed in SEEDS for eta in ETAS}
+    for name, folder in {"shipped": checkpoint("ddpm-mnist"), "hill": hill}.items():
+        if folder is not None:
+            runs |= {f"from {start} {name}": partial(cleaned, folder, start) for start in STARTS}
+            runs |= {f"loss {name}": partial(loss_by_time, folder), f"card {name}": partial(on_card, folder)}
     run_missing(RESULTS, runs, recipe=about())
 
 
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser("python -m paperwalk.experiments.ddpm", description=__doc__.splitlines()[0])
+    parser.add_argument("--hill", type=Path, metavar="FOLDER", help="of a model trained on times in the middle")
+    experiment(parser.parse_args().hill)
+
+
 if __name__ == "__main__":
-    experiment()
+    main()
