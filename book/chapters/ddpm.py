@@ -34,7 +34,6 @@
 # %% tags=["hide-input"]
 import json
 import math
-import tempfile
 from dataclasses import replace
 from functools import partial
 
@@ -983,6 +982,8 @@ ladder
 # At the published size the same is tested in the repository, with all 35.7 million weights; here we compare names and shapes. Files in diffusers' format, such as google/ddpm-cifar10-32, are read by `UNet.from_pretrained`; we write one and read it.
 
 # %% tags=["nbval-check-output"]
+import tempfile
+
 with torch.device("meta"):
     ours, published = UNet(UNetConfig()), diffusers_unet(UNetConfig())
 shapes = {name: p.shape for name, p in ours.state_dict().items()}
@@ -1328,9 +1329,10 @@ lines = {
     "judge sure, trained by the hill": ("sure", "hill"),
 }
 figure, axis = plt.subplots(figsize=(6.4, 3.0))
+starts = experiment.STARTS
 for label, (name, model) in lines.items():
-    percent = [100 * cleaned(start, model)[name] for start in experiment.STARTS]
-    axis.plot(experiment.STARTS, percent, marker="o", label=label)
+    percent = [100 * cleaned(each, model)[name] for each in starts]
+    axis.plot(starts, percent, marker="o", label=label)
 hill_label = "how often to train on a time"
 axis.fill_between(
     range(1, 1001),
@@ -1342,6 +1344,8 @@ axis.fill_between(
 axis.set(xlabel="noise added up to time t", ylabel="percent", ylim=(0, 105))
 axis.legend(fontsize=7, loc=(0.58, 0.28))
 plt.show()
+
+# %%
 early, mid, late = (cleaned(start, "shipped") for start in (200, 500, 800))
 assert early["same"] > 0.9
 assert late["same"] < 0.2
