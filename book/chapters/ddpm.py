@@ -1407,7 +1407,7 @@ glue(hill_late=100 * area)
 print(f"above 700: {(times > 700).sum()} of 64, else {(alike > 700).sum()}")
 
 # %% [markdown]
-# What does it buy, and at what price? The same network, trained by the hill for fewer passes (`--focus 1 --epochs 10`); both cards, one run each:
+# What does it buy, and at what price? The same network, trained by the hill for fewer passes (`--focus 1 --epochs 10`); both cards, one run each. With the folder of that training, `python -m paperwalk.experiments.ddpm --hill FOLDER` made the numbers of this section.
 
 # %%
 for model in ("hill", "shipped"):

@@ -7,8 +7,8 @@ wrong: for the shipped model, and for one trained mostly on times in the middle,
 
     paperwalk train ddpm --recipe mnist-cpu --precision bf16 --compile --focus 1 --epochs 10 --output FOLDER
 
-Run: `python -m paperwalk.experiments.ddpm --hill FOLDER` (three quarters of an hour on one thread, without that
-training); it writes ddpm.json beside this file.
+Run: `python -m paperwalk.experiments.ddpm --hill FOLDER` (about three quarters of an hour on one thread, without
+that training); it writes ddpm.json beside this file.
 """
 
 import argparse
