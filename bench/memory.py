@@ -16,6 +16,10 @@ from paperwalk.train.recipes import PAPERS
 PROC = Path("/proc/self")
 # The first step makes the optimiser's moments, which all others have beside them.
 STEPS = 2
+# glibc's malloc takes blocks of at least so many bytes from the system one by one and returns each when it is freed.
+# By itself it raises the threshold as it goes, keeps what was freed, and fragments: the same tensors then take up to
+# a tenth more in one run than in the next.
+M_MMAP_THRESHOLD, MAPPED = -3, 1 << 17
 
 
 def peaks(paper: str, size: str, names: Sequence[str]) -> dict[str, int]:
@@ -32,6 +36,7 @@ def peaks(paper: str, size: str, names: Sequence[str]) -> dict[str, int]:
 
 def _peak(paper: str, size: str, name: str, threads: int) -> int:
     torch.set_num_threads(threads)
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED)
     tested = import_module(f"bench.{paper}").PAPER
     # What a first step leaves behind for good (pages of the libraries, kernels) is no memory of the model's.
     small = tested.sizes["small"]
