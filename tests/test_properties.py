@@ -54,11 +54,12 @@ def draw_tokens(seed: int, b: int, t: int, low: int = 3) -> Tensor:
 
 
 def ready(module: nn.Module) -> nn.Module:
-    """In eval mode, no parameter zero: zero heads and biases would hide what they multiply."""
+    """In eval mode, the same parameters in each run, none zero: zero heads and biases would hide what they multiply."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+            centre = 1.0 if (parameter == 1).all() else 0.0
+            parameter.copy_(centre + 0.3 * torch.randn(parameter.shape, generator=generator))
     return module.eval().requires_grad_(False)
 
 
@@ -392,7 +393,7 @@ def test_every_precision_gives_the_same_to_its_own(case, seed):
         found[dtype] = out
     assert relative_error(found[torch.float32], found[torch.float64]) < 1e-4
     # Eight bits, and a few roundings one after the other.
-    assert relative_error(found[torch.bfloat16], found[torch.float64]) < 0.15
+    assert relative_error(found[torch.bfloat16], found[torch.float64]) < 0.1
 
 
 def strided(x: Tensor, how: str) -> Tensor:
