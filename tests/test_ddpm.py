@@ -106,17 +106,17 @@ def test_the_mean_of_the_noise_and_of_the_image_agree():
     assert_close(mean, (x_t - beta / (1 - bar).sqrt() * epsilon) / (1 - beta).sqrt())
 
 
-@pytest.mark.parametrize("predict", ["epsilon", "mean"])
+@pytest.mark.parametrize("predict", ["epsilon", "mean", "velocity"])
 def test_what_is_predicted_perfectly_is_read_perfectly(predict):
     diffusion, x_0, t, epsilon = process(predict=predict), images().double(), times(), torch.randn(4, 2, 4, 4).double()
     x_t = diffusion.q_sample(x_0, t, epsilon)
-    perfect = epsilon if predict == "epsilon" else diffusion.posterior(x_t, x_0, t)[0]
+    perfect = diffusion.target(x_0, x_t, t, epsilon)
     found = diffusion.read(perfect, x_t, t)
     assert_close(found.x_0, x_0, rtol=1e-5, atol=1e-6)
     assert_close(found.epsilon, epsilon, rtol=1e-5, atol=1e-6)
     clipped, free = (diffusion.read(100 * perfect, x_t, t, clip=clip) for clip in (True, False))
-    # What follows from predicted noise is cut off, a predicted mean is not.
-    assert clipped.x_0.abs().max() == (1 if predict == "epsilon" else free.x_0.abs().max())
+    # What follows from predicted noise or velocity is cut off, a predicted mean is not.
+    assert clipped.x_0.abs().max() == (free.x_0.abs().max() if predict == "mean" else 1)
     assert free.x_0.abs().max() > 1
     assert torch.equal(clipped.epsilon, free.epsilon)
     # The noise is never cut off: with the image it makes x_t again.
@@ -126,7 +126,7 @@ def test_what_is_predicted_perfectly_is_read_perfectly(predict):
 # Losses
 
 
-@pytest.mark.parametrize("predict", ["epsilon", "mean"])
+@pytest.mark.parametrize("predict", ["epsilon", "mean", "velocity"])
 def test_simple_loss_equals_the_equation(predict):
     diffusion, model = process(predict=predict), Linear()
     t, epsilon = times(), torch.randn(4, 2, 4, 4)
@@ -141,6 +141,8 @@ def test_simple_loss_equals_the_equation(predict):
             if predict == "mean":
                 target = before[i].sqrt() * (1 - alpha) * image + alpha.sqrt() * (1 - before[i]) * x_t
                 target = target / (1 - bar[i])
+            if predict == "velocity":
+                target = bar[i].sqrt() * epsilon[i] - (1 - bar[i]).sqrt() * image
             difference = target - model(x_t[None], t[i : i + 1] - 1)[0]
             losses.append((difference**2).sum() / difference.numel())
         return torch.stack(losses)
@@ -273,6 +275,17 @@ def test_noise_is_added_as_by_diffusers():
     assert_close(process().q_sample(x_0, t, epsilon), theirs)
 
 
+def test_the_velocity_is_that_of_diffusers():
+    x_0, t, epsilon = images(64).double(), times(64), torch.randn(64, 2, 4, 4).double()
+    diffusion = process(predict="velocity")
+    theirs = schedulers("DDPMScheduler", prediction_type="v_prediction").get_velocity(x_0, epsilon, t - 1)
+    assert_close(diffusion.target(x_0, diffusion.q_sample(x_0, t, epsilon), t, epsilon), theirs)
+
+
+# What the network predicts, and diffusers' name of it.
+PREDICTIONS = {"epsilon": "epsilon", "velocity": "v_prediction"}
+
+
 class Recorded:
     """A generator's draws, so that both take the same noise."""
 
@@ -281,14 +294,16 @@ class Recorded:
         monkeypatch.setattr(f"diffusers.schedulers.{module}.randn_tensor", lambda *_, **__: self.noise)
 
 
+@pytest.mark.parametrize("predict", PREDICTIONS)
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("variance", ["large", "small"])
-def test_every_ddpm_step_equals_diffusers(variance, clip, monkeypatch):
+def test_every_ddpm_step_equals_diffusers(variance, clip, predict, monkeypatch):
     from paperwalk.samplers import ddpm_step
 
     recorded = Recorded(monkeypatch, "scheduling_ddpm")
-    diffusion = process(variance=variance)
-    theirs = schedulers("DDPMScheduler", variance_type=f"fixed_{variance}", clip_sample=clip)
+    diffusion = process(variance=variance, predict=predict)
+    options = {"variance_type": f"fixed_{variance}", "clip_sample": clip, "prediction_type": PREDICTIONS[predict]}
+    theirs = schedulers("DDPMScheduler", **options)
     for t in range(1, T + 1):
         x_t, output, recorded.noise = torch.randn(3, 2, 1, 3, 3, dtype=torch.float64).unbind(0)
         found = theirs.step(output, t - 1, x_t)
@@ -301,12 +316,13 @@ def test_every_ddpm_step_equals_diffusers(variance, clip, monkeypatch):
 
 @pytest.mark.parametrize("clip", [False, True])
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("steps", [1000, 50, 8])
-def test_every_ddim_step_equals_diffusers(steps, eta, clip, monkeypatch):
+@pytest.mark.parametrize(("steps", "predict"), [(1000, "epsilon"), (1000, "velocity"), (50, "epsilon"), (8, "epsilon")])
+def test_every_ddim_step_equals_diffusers(steps, predict, eta, clip, monkeypatch):
     from paperwalk.samplers import ddim_step
 
     recorded = Recorded(monkeypatch, "scheduling_ddim")
-    diffusion, theirs = process(), schedulers("DDIMScheduler", clip_sample=clip)
+    diffusion = process(predict=predict)
+    theirs = schedulers("DDIMScheduler", clip_sample=clip, prediction_type=PREDICTIONS[predict])
     theirs.set_timesteps(steps)
     found_times = even_times(T, steps)
     assert (theirs.timesteps + 1).tolist() == found_times[::-1]
@@ -445,7 +461,7 @@ def test_pixels_go_there_and_back():
         (lambda: GaussianDiffusion(SHORT.flip(0)), "beta falls from one step to a later one"),
         (lambda: linear_schedule(0), "n_steps is 0, expected at least 1"),
         (lambda: GaussianDiffusion(linear_schedule(10, 0.02, 1e-4)), "beta falls"),
-        (lambda: process(predict="x_0"), "predict='x_0', expected 'epsilon' or 'mean'"),
+        (lambda: process(predict="x_0"), "predict='x_0', expected 'epsilon', 'mean' or 'velocity'"),
         (lambda: process(variance="learned"), "variance='learned', expected 'large' or 'small'"),
         (lambda: even_times(1000, 1001), "steps is 1001, expected 1 to 1000"),
         (lambda: even_times(1000, 0), "steps is 0, expected 1 to 1000"),

@@ -17,8 +17,10 @@ Differs from the paper:
 - The network is given t − 1, which counts from 0 as in the official code.
 - In the bound σ_1² is β̃_2 for both choices of variance, as in the official code: β̃_1 is 0, and no density has that
   variance. Sampling needs none at t = 1.
-- The x̂_0 that follows from predicted noise is cut off at −1 and 1 in sampling and in the bound, as in the official code
-  (the paper does not say so); a predicted mean stays as it is.
+- The x̂_0 that follows from the network's output is cut off at −1 and 1 in sampling and in the bound, as in the official
+  code (the paper does not say so); only a predicted mean stays as it is.
+- The network may also predict the velocity √ᾱ_t ε − √(1 − ᾱ_t) x_0 of Salimans and Ho, "Progressive Distillation for Fast
+  Sampling of Diffusion Models", ICLR 2022, arXiv:2202.00512, Section 4.
 - β may not fall with t; the integral in Eq. 13 is exact, and its probabilities at least 10⁻¹².
 """
 
@@ -76,7 +78,7 @@ class GaussianDiffusion:
 
     Args:
         beta: β_1 … β_T, the variance of the noise added in each step.
-        predict: what the network's output is: the noise ε (Eq. 11), or the mean μ (Eq. 8).
+        predict: what the network's output is: the noise ε (Eq. 11), the mean μ (Eq. 8), or the velocity (above).
         variance: σ_t² of the reverse process: "large" is β_t, "small" is β̃_t (Section 3.2).
 
     Raises:
@@ -87,7 +89,7 @@ class GaussianDiffusion:
         self,
         beta: Float[Tensor, " steps"],
         *,
-        predict: Literal["epsilon", "mean"] = "epsilon",
+        predict: Literal["epsilon", "mean", "velocity"] = "epsilon",
         variance: Literal["large", "small"] = "large",
     ):
         if beta.ndim != 1 or len(beta) == 0:
@@ -96,8 +98,8 @@ class GaussianDiffusion:
             raise ValueError(f"beta lies in [{beta.min():.3g}, {beta.max():.3g}], expected numbers between 0 and 1")
         if (beta.diff() < 0).any():
             raise ValueError("beta falls from one step to a later one, expected β_1 ≤ … ≤ β_T")
-        if predict not in ("epsilon", "mean"):
-            raise ValueError(f"predict={predict!r}, expected 'epsilon' or 'mean'")
+        if predict not in ("epsilon", "mean", "velocity"):
+            raise ValueError(f"predict={predict!r}, expected 'epsilon', 'mean' or 'velocity'")
         if variance not in ("large", "small"):
             raise ValueError(f"variance={variance!r}, expected 'large' or 'small'")
         self.predict, self.variance, self.n_steps = predict, variance, len(beta)
@@ -166,11 +168,12 @@ class GaussianDiffusion:
         """What the network's output for x_t says: x̂_0 and ε̂.
 
         Args:
-            clip: whether x̂_0 is cut off at −1 and 1 where the network predicts the noise. A predicted mean is always
-                kept, as in the official code; the x̂_0 and ε̂ that follow from it are rough at large t, where the mean
-                has next to nothing of x_0 in it.
+            clip: whether x̂_0 is cut off at −1 and 1, unless the network predicts the mean, which is kept, as in the
+                official code; the x̂_0 and ε̂ that follow from it are rough at large t, where the mean has next to
+                nothing of x_0 in it.
 
-        Source: Eq. 15; for a network that predicts the mean, Eq. 7 solved for x_0.
+        Source: Eq. 15; for a network that predicts the mean, Eq. 7 solved for x_0; for the velocity, Salimans
+        and Ho 2022, Section 4.
         """
         t = self._times(t, x_t)
         bar = self.alpha_bar[t]
@@ -178,6 +181,9 @@ class GaussianDiffusion:
         if self.predict == "epsilon":
             x_0 = (x_t - noise * output) / signal
             return Prediction(x_0.clamp(-1, 1) if clip else x_0, output)
+        if self.predict == "velocity":
+            x_0 = signal * x_t - noise * output
+            return Prediction(x_0.clamp(-1, 1) if clip else x_0, noise * x_t + signal * output)
         of_x_0, of_x_t, _ = self.posterior_weights(t, t - 1)
         x_0 = (output - per_image(of_x_t, x_t) * x_t) / per_image(of_x_0, x_t)
         return Prediction(x_0, (x_t - signal * x_0) / noise)
@@ -189,7 +195,8 @@ class GaussianDiffusion:
     # What is trained, and what is measured
 
     def loss(self, model: Model, x_0: Tensor, t: Int[Tensor, " b"], epsilon: Tensor) -> Float[Tensor, " b"]:
-        """L_simple of each image: the mean over its pixels of (ε − ε_θ)², or of (μ̃ − μ_θ)² where the mean is predicted.
+        """L_simple of each image: the mean over its pixels of (ε − ε_θ)², or of the squared error of the mean or of the
+        velocity where that is predicted.
 
         Raises:
             ValueError: times as in `q_step`, or pixels outside −1 … 1.
@@ -199,8 +206,19 @@ class GaussianDiffusion:
         """
         _check_scaled(x_0)
         x_t = self.q_sample(x_0, t, epsilon)
-        target = epsilon if self.predict == "epsilon" else self.posterior(x_t, x_0, t)[0]
-        return (target - self.call(model, x_t, t)).square().mean(dim=(1, 2, 3))
+        return (self.target(x_0, x_t, t, epsilon) - self.call(model, x_t, t)).square().mean(dim=(1, 2, 3))
+
+    def target(self, x_0: Tensor, x_t: Tensor, t: Int[Tensor, " b"], epsilon: Tensor) -> Tensor:
+        """What the network's output is compared with: ε, μ̃ or the velocity.
+
+        Source: Eq. 14; Table 2; Salimans and Ho 2022, Section 4.
+        """
+        if self.predict == "epsilon":
+            return epsilon
+        if self.predict == "mean":
+            return self.posterior(x_t, x_0, t)[0]
+        bar = self.alpha_bar[self._times(t, x_0)]
+        return per_image(bar.sqrt(), x_0) * epsilon - per_image((1 - bar).sqrt(), x_0) * x_0
 
     def bound_term(
         self, model: Model, x_0: Tensor, t: Int[Tensor, " b"], epsilon: Tensor, *, clip: bool = False

@@ -70,7 +70,7 @@ class DDPMRecipe(Recipe):
         data: "mnist", "mnist-5k", "fashion-mnist" or "cifar10".
         model: sizes of the U-Net; `image_size` and `in_channels` must be those of the data.
         n_steps: steps T of the process, more than 20; the fewer, the more noise each adds.
-        predict: what the network's output is: the noise, or the mean.
+        predict: what the network's output is: the noise, the mean, or the velocity.
         objective: "simple" is Eq. 14, "bound" is Eq. 5.
         variance: of the reverse process.
         focus: how the times t of a batch are drawn. None is Algorithm 1: each by itself, every t as likely. A number
@@ -106,7 +106,7 @@ class DDPMRecipe(Recipe):
     data: str = "mnist"
     model: UNetConfig = field(default_factory=lambda: DDPMRecipe.PRESETS["mnist"])
     n_steps: int = 1_000
-    predict: Literal["epsilon", "mean"] = "epsilon"
+    predict: Literal["epsilon", "mean", "velocity"] = "epsilon"
     objective: Literal["simple", "bound"] = "simple"
     variance: Literal["large", "small"] = "large"
     focus: float | None = None
