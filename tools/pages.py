@@ -213,12 +213,11 @@ def scale() -> str:
     for paper in PAPERS:
         recipe = recipe_class(paper).named()["paper"]
         n = n_parameters(recipe)
-        flops = 3 * recipe.forward_flops() * recipe.examples_a_step()
         cells = (
             f"{paper}, {recipe.examples_a_step():,.0f} examples a step",
             recipe.example_size(),
             f"{n / 1e6:,.1f} M",
-            f"{flops:.1e}",
+            f"{recipe.step_flops():.1e}",
         )
         lines.append(f"| {' | '.join(cells)} | {16 * n / 1e9:.2f} GB | {8 * n / 1e9:.2f} GB |")
     return SCALE + "\n".join(lines) + AFTER
@@ -237,6 +236,12 @@ On a processor `--precision auto` measures for a tenth of a second whether matri
 single precision, and uses it for them if so; weights, sums and the optimiser stay in single precision. On the two cores that
 trained the checkpoints of this book they are more than four times as fast (the GPT was trained so, the Transformer in
 single precision). On a graphics card it takes bfloat16 where the card has it.
+
+## Compiling
+
+A training of at least 10¹⁴ FLOPs, minutes of a processor, has its model and loss compiled by `torch.compile`, which takes half
+a minute of them; [the speed page](speed.md) has what it brings. `--no-compile` leaves that out, and so does a machine without
+a C++ compiler.
 """
 
 PAGES = {Path("book", "results.md"): results, Path("book", "scale.md"): scale, Path("book", "speed.md"): speed}

@@ -19,8 +19,8 @@ Differs from the paper:
   variance. Sampling needs none at t = 1.
 - The x̂_0 that follows from the network's output is cut off at −1 and 1 in sampling and in the bound, as in the official
   code (the paper does not say so); only a predicted mean stays as it is.
-- The network may also predict the velocity √ᾱ_t ε − √(1 − ᾱ_t) x_0 of Salimans and Ho, "Progressive Distillation for Fast
-  Sampling of Diffusion Models", ICLR 2022, arXiv:2202.00512, Section 4.
+- The network may also predict the velocity √ᾱ_t ε − √(1 − ᾱ_t) x_0: Salimans and Ho, "Progressive Distillation for
+  Fast Sampling of Diffusion Models", ICLR 2022, arXiv:2202.00512, Section 4.
 - β may not fall with t; the integral in Eq. 13 is exact, and its probabilities at least 10⁻¹².
 """
 

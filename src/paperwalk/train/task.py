@@ -103,6 +103,10 @@ class Recipe:
         """How many such examples a batch holds."""
         return self.batch_size
 
+    def step_flops(self) -> int | float:
+        """FLOPs of a training step: the backward pass costs about two forward passes."""
+        return 3 * self.forward_flops() * self.examples_a_step()
+
     def task(self) -> Task:
         """The training itself, the data loaded."""
         raise NotImplementedError
