@@ -25,11 +25,10 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """The seconds of each contender in each round; in a round each runs once, and each round begins with another one.
 
-    A machine that is slow for a while is so for all of them. Two runs before the first round do not count: the first
-    takes memory and chooses kernels, and what is compiled is so again in the second, when the gradients are there.
+    A machine that is slow for a while is so for all of them. A run before the first round, which takes memory and
+    chooses kernels, does not count.
     """
     for contender in contenders:
-        contender.step()
         contender.step()
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     for number in range(rounds):

@@ -3,7 +3,7 @@
 import ctypes
 import gc
 import multiprocessing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from pathlib import Path
@@ -38,19 +38,15 @@ def _peak(paper: str, size: str, name: str, threads: int) -> int:
     torch.set_num_threads(threads)
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MAPPED)
     tested = import_module(f"bench.{paper}").PAPER
+    # What a first step leaves behind for good (pages of the libraries, kernels) is no memory of the model's.
+    small = tested.sizes["small"]
+    step_of(tested, name, small, build(tested, name, small.config))()
     chosen = tested.sizes[size]
-    # What the first steps leave behind for good (pages of the libraries, kernels) is no memory of the model's; so a
-    # model of its own takes them, and is gone.
-    _run(step_of(tested, name, chosen, build(tested, name, chosen.config)))
     step = step_of(tested, name, chosen, build(tested, name, chosen.config))
     before = _reset()
-    _run(step)
-    return _kilobytes("VmHWM") * 1024 - before
-
-
-def _run(step: Callable[[], None]) -> None:
     for _ in range(STEPS):
         step()
+    return _kilobytes("VmHWM") * 1024 - before
 
 
 def _reset() -> int:

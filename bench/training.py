@@ -99,15 +99,12 @@ class Paper:
 
 
 def build(paper: Paper, name: str, config: Any) -> Loss:
-    """A contender's model, in training mode, with weights of its own; the fast one compiled."""
+    """A contender's model, in training mode, with weights of its own."""
     if name in paper.references:
         reference = paper.references[name]
         return Loss(reference.model(config), reference.loss).train()
-    if name != FAST:
-        return Loss(paper.model(config), paper.loss).train()
-    fast = Loss(paper.recipe(config).build(), paper.loss).train()
-    fast.compile()
-    return fast
+    model = paper.recipe(config).build() if name == FAST else paper.model(config)
+    return Loss(model, paper.loss).train()
 
 
 def step_of(paper: Paper, name: str, size: Size, loss: Loss) -> Callable[[], None]:
@@ -194,8 +191,6 @@ def measure_size(paper: Paper, name: str, rounds: int) -> dict[str, Any]:
     # Here, since a contender's process imports this file.
     from bench.memory import peaks
 
-    # What was compiled for other sizes: torch gives up on a function that is compiled too often.
-    torch.compiler.reset()
     size = paper.sizes[name]
     losses = checked(paper, size)
     steps = [Contender(each, step_of(paper, each, size, loss)) for each, loss in losses.items()]
