@@ -20,7 +20,7 @@ bench NAME=vit` a part of it; this page is made of `bench/results.json` by `make
 
 *Ours* is the module as the chapters build it, trained as `paperwalk train --precision fp32` does, with the fused AdamW; the
 references have AdamW as torch gives it by default, and as they themselves use it. *Ours, fast* is what `paperwalk train` does
-by default in a training too short to be compiled: the same with the precision of matrix products that is fastest here. *Share of peak* is the FLOPs on paper (three forward passes; matrix products only), a second, over those of a
+by default: the same with the precision of matrix products that is fastest here. *Share of peak* is the FLOPs on paper (three forward passes; matrix products only), a second, over those of a
 product of two matrices of 2048 x 2048 in single precision; a convolution may need fewer than are counted. *Memory* is the most
 that a step takes beyond the weights, in a fresh process: gradients, the optimiser's moments, activations. What is freed goes
 back to the system at once there, so that the layout of the heap, which differs from run to run, does not count. nanoGPT is its

@@ -26,9 +26,6 @@ from paperwalk.train.state import (
 )
 from paperwalk.train.task import Batch, Recipe, Task
 
-# FLOPs of a training from which on compiling pays.
-LONG = 1e14
-
 
 @dataclass(frozen=True)
 class Options:
@@ -40,8 +37,7 @@ class Options:
         overwrite: remove the run that `output` holds, and begin again.
         precision: of the matrix products; "auto" measures whether bf16 is faster here.
         accumulate: parts that each process cuts its share of a batch into, to save memory.
-        compile: let torch.compile fuse model and loss where that pays, in trainings of at least 10¹⁴ FLOPs: they take a
-            processor minutes, and compiling half of one. Where no compiler is found, the model stays as it is.
+        compile: let torch.compile fuse the model; it takes minutes, and pays on a graphics card.
         log_every: steps between two lines of the log.
         save_every: steps between two states.
         keep: states kept.
@@ -53,7 +49,7 @@ class Options:
     overwrite: bool = False
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     accumulate: int = 1
-    compile: bool = True
+    compile: bool = False
     log_every: int = 50
     save_every: int = 200
     keep: int = 2
@@ -129,11 +125,7 @@ class Run:
         if self.average is not None:
             self.average.to(self.accelerator.device)
         module = _Loss(task, precision)
-        if options.compile and recipe.step_flops() * task.steps >= LONG:
-            # Without a compiler torch says so and goes on.
-            torch._dynamo.config.suppress_errors = True
-            module.compile()
-        self.module = self.accelerator.prepare(module)
+        self.module = self.accelerator.prepare(torch.compile(module) if options.compile else module)
         if self.accelerator.num_processes > 1:
             # The weights are drawn; from here on each process drops other units.
             torch.manual_seed(recipe.seed + 10**6 * (1 + self.accelerator.process_index))
