@@ -41,7 +41,10 @@ def test_times_are_drawn_evenly_from_the_first_to_the_last():
     assert shares.max() < 0.048
 
 
-@pytest.mark.parametrize(("objective", "predict"), [("simple", "epsilon"), ("simple", "mean"), ("bound", "epsilon")])
+@pytest.mark.parametrize(
+    ("objective", "predict"),
+    [("simple", "epsilon"), ("simple", "mean"), ("simple", "velocity"), ("bound", "epsilon"), ("bound", "velocity")],
+)
 def test_the_loss_is_that_of_the_process(objective, predict, randomise):
     recipe = replace(QUICK, objective=objective, predict=predict)
     task, diffusion = recipe.task(), recipe.diffusion()

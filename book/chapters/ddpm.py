@@ -1488,16 +1488,18 @@ both_read = lambda v, x: torch.cat(turning.read(v, x, t))
 undone = lambda x, e: both_read(target(x, e), turning.q_sample(x, t, e))
 
 # %% tags=["nbval-check-output"]
-ladder.prove("S1: velocity", "naive loops", target, velocity_naive, digits, epsilon)
-ladder.prove("S1: velocity", "diffusers", target, their_target, digits, epsilon)
-ladder.prove(
-    "S2: image, noise", "naive loops", both_read, turn_naive, epsilon, digits
-)
+turns = Ladder()
+turns.prove("S1: velocity", "naive loops", target, velocity_naive, digits, epsilon)
+turns.prove("S1: velocity", "diffusers", target, their_target, digits, epsilon)
+turns.prove("S2: both", "naive loops", both_read, turn_naive, epsilon, digits)
 pair = lambda x, e: torch.cat([x, e])
-ladder.prove("S2 undoes S1", "image and noise", undone, pair, digits, epsilon)
+turns.prove("S2 undoes S1", "image and noise", undone, pair, digits, epsilon)
 swapped = lambda x, e: target(e, x)
 assert refuses(swapped, velocity_naive, digits, epsilon)
 print("equal in outputs and gradients; image and noise interchanged are refused")
+
+# %%
+turns
 
 # %% [markdown]
 # The loss stays the squared error. At each $t$, since $\hat{\boldsymbol{\epsilon}} - \boldsymbol{\epsilon} = \sqrt{\bar{\alpha}_t}\, (\mathbf{v}_\theta - \mathbf{v})$, it is the squared error of $\hat{\boldsymbol{\epsilon}}$ divided by $\bar{\alpha}_t$. So the large times count for more than in [Eq. 14](#eq-ddpm-14), the last of a thousand $1 / \bar{\alpha}_T$ = {glue:text}`weight_last:,.0f` times as much.
