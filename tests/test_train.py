@@ -14,8 +14,9 @@ from typing import ClassVar
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
-from paperwalk.train import progress, runs
+from paperwalk.train import compiling, progress, runs
 from paperwalk.train.engine import Interrupted, Options, Run
 from paperwalk.train.precision import fast_precision
 from paperwalk.train.provenance import commit, provenance, thinned
@@ -71,6 +72,9 @@ class Sum(Recipe):
 
     def data_sha256(self):
         return {}
+
+    def forward_flops(self):
+        return 10 * self.model.d_hidden
 
 
 FP32 = {"precision": "fp32", "save_every": 3, "log_every": 2}
@@ -292,11 +296,55 @@ def test_a_device_goes_back_to_its_draws(kind, monkeypatch):
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
-def test_a_compiled_model_gives_the_same_curve(tmp_path):
-    plain = run_to_the_end(tmp_path / "plain", Sum(dropout=0.0, ema=0.9))
-    compiled = run_to_the_end(tmp_path / "compiled", Sum(dropout=0.0, ema=0.9), compile=True)
+def test_a_compiled_model_gives_the_same_curve(tmp_path, monkeypatch, stop_at):
+    recipe = Sum(dropout=0.0, ema=0.9)
+    plain = run_to_the_end(tmp_path / "plain", recipe)
+    monkeypatch.setattr(compiling, "LONG", recipe.step_flops() * recipe.steps)
+    monkeypatch.setattr(compiling, "TIMED", 1)
+    # Any step of a compiled model pays.
+    monkeypatch.setattr(compiling, "SHARE", float("inf"))
+    counters["frames"].clear()
+    compiled = run_to_the_end(tmp_path / "compiled", recipe)
+    assert counters["frames"]["ok"] > 0
+    assert (plain.compiled, compiled.compiled) == (None, True)
     assert compiled.losses == pytest.approx(plain.losses, rel=1e-5)
-    assert (tmp_path / "compiled" / "states").is_dir()
+    # The verdict is after step 6; who goes on keeps to it.
+    restore = stop_at(8)
+    with pytest.raises(KeyboardInterrupt):
+        run_to_the_end(tmp_path / "killed", recipe)
+    restore()
+    assert newest_state(tmp_path / "killed" / "states").values["compiled"]
+    monkeypatch.setattr(compiling, "SHARE", 0.0)
+    assert_same(run_to_the_end(tmp_path / "killed", recipe, resume=True), compiled)
+    # Neither one that is told not to, nor a shorter training, tries.
+    counters["frames"].clear()
+    assert_same(run_to_the_end(tmp_path / "told", recipe, compile=False), plain)
+    assert run_to_the_end(tmp_path / "shorter", replace(recipe, steps=recipe.steps - 1)).compiled is None
+    assert not counters["frames"]
+
+
+def test_without_a_compiler_the_training_goes_on(tmp_path, monkeypatch):
+    recipe = Sum(model=Sizes(d_hidden=9))
+    plain = run_to_the_end(tmp_path / "plain", recipe)
+    monkeypatch.setattr(compiling, "LONG", 0)
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (str(tmp_path / "nowhere"),))
+    assert_same(run_to_the_end(tmp_path / "compiled", recipe), plain)
+
+
+@pytest.mark.parametrize(("as_written", "pays"), [(2.0, True), (1.02, False), (0.5, False)])
+def test_the_faster_of_both_ways_is_kept(as_written, pays):
+    module, now, turns = nn.Linear(1, 1), [0.0], []
+    trial = compiling.Trial(module, agree=lambda verdict: turns.append(verdict) or verdict, clock=lambda: now[0])
+    counters["frames"].clear()
+    for number in range(2 * (compiling.WARM + compiling.TIMED)):
+        assert trial.pays is None
+        with trial.step():
+            # Compiling takes long, and is not counted.
+            now[0] += (100.0 if number < 4 else 1.0) if number % 2 == 0 else as_written
+    assert (trial.pays, turns) == (pays, [pays])
+    with trial.step():
+        module(torch.zeros(1))
+    assert bool(counters["frames"]) == pays
 
 
 def test_a_loss_over_the_whole_batch_is_not_cut(tmp_path):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from paperwalk.nn.average import follow
+from paperwalk.train import compiling
 from paperwalk.train.progress import Progress, stop_signals
 from paperwalk.train.state import (
     State,
@@ -37,7 +38,8 @@ class Options:
         overwrite: remove the run that `output` holds, and begin again.
         precision: of the matrix products; "auto" measures whether bf16 is faster here.
         accumulate: parts that each process cuts its share of a batch into, to save memory.
-        compile: let torch.compile fuse the model; it takes minutes, and pays on a graphics card.
+        compile: let torch.compile fuse model and loss if the first steps are faster so; only in trainings of at least
+            10¹⁴ FLOPs, since compiling takes half a minute.
         log_every: steps between two lines of the log.
         save_every: steps between two states.
         keep: states kept.
@@ -49,7 +51,7 @@ class Options:
     overwrite: bool = False
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     accumulate: int = 1
-    compile: bool = False
+    compile: bool = True
     log_every: int = 50
     save_every: int = 200
     keep: int = 2
@@ -125,7 +127,10 @@ class Run:
         if self.average is not None:
             self.average.to(self.accelerator.device)
         module = _Loss(task, precision)
-        self.module = self.accelerator.prepare(torch.compile(module) if options.compile else module)
+        self.trial = None
+        if options.compile and recipe.step_flops() * task.steps >= compiling.LONG:
+            self.trial = compiling.Trial(module, agree=lambda pays: broadcast_object_list([pays])[0])
+        self.module = self.accelerator.prepare(module)
         if self.accelerator.num_processes > 1:
             # The weights are drawn; from here on each process drops other units.
             torch.manual_seed(recipe.seed + 10**6 * (1 + self.accelerator.process_index))
@@ -134,6 +139,11 @@ class Run:
     def model(self) -> nn.Module:
         """What is evaluated and saved: the moving average of the weights where the recipe has one."""
         return self.task.model if self.average is None else self.average
+
+    @property
+    def compiled(self) -> bool | None:
+        """Whether torch.compile was found to pay; None where it was not tried."""
+        return None if self.trial is None else self.trial.pays
 
     def train(self) -> None:
         """Train what is left of the steps, writing states.
@@ -150,7 +160,8 @@ class Run:
         )
         with stop_signals() as signals, contextlib.closing(progress), _Batches(self) as batches:
             for number in range(len(self.losses), self.task.steps):
-                self.losses.append(self._step(number, batches))
+                with contextlib.nullcontext() if self.trial is None else self.trial.step():
+                    self.losses.append(self._step(number, batches))
                 done = number + 1
                 self.seconds = before + time.perf_counter() - start
                 self.cpu_seconds = cpu_before + time.process_time() - cpu_start
@@ -217,7 +228,8 @@ class Run:
         for name, draws in random_states(self.accelerator.device.type).items():
             tensors[name] = self.accelerator.gather(draws[None].to(self.accelerator.device))
         if self.accelerator.is_main_process:
-            state = State(len(self.losses), tensors, {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds})
+            values = {"seconds": self.seconds, "cpu_seconds": self.cpu_seconds, "compiled": self.compiled}
+            state = State(len(self.losses), tensors, values)
             write_state(self.folder / "states", state, keep=self.options.keep)
         self.accelerator.wait_for_everyone()
 
@@ -236,6 +248,8 @@ class Run:
         restore_optimiser(self.task.optimiser, state.tensors)
         self.losses = state.tensors["losses"].tolist()
         self.seconds, self.cpu_seconds = state.values["seconds"], state.values["cpu_seconds"]
+        if self.trial is not None:
+            self.trial.pays = state.values.get("compiled")
         rank = self.accelerator.process_index
         # A process more than before has no draws to go back to and keeps its own.
         if rank < len(state.tensors["random.cpu"]):

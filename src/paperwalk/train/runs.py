@@ -188,6 +188,7 @@ def finish(recipe: Recipe, run: Run, command: str) -> None:
     card = {
         "recipe": as_json(recipe),
         "precision": run.options.precision,
+        "compiled": run.compiled,
         "processes": run.accelerator.num_processes,
         "accumulate": run.options.accumulate,
         **provenance(command, seed=recipe.seed, data=recipe.data_sha256() | recipe.start_sha256()),
