@@ -106,7 +106,8 @@ CLAIMS = {
         "U-Net of 2.7M, MNIST, 5,000 images in 100 steps of DDIM with η = 1. By a classifier that is right on 99.5 % of the test images: sure "
         "of which share (over 0.9 for one digit), share of the rarest and commonest digit, class score of 10, distance to test "
         "images; real: 5,000 held-out images",
-        "Other data, another network's features: only the rows for real images compare with ours.",
+        "Other data, another network's features: only the rows for real images compare with ours. Times in "
+        "the middle are trained on more often than the paper does.",
     ),
     "ddpm-fashion-mnist": Claim(
         "[DDPM](chapters/ddpm.md)",

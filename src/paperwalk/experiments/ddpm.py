@@ -3,13 +3,16 @@
 The first claim is that of Ho et al. 2020, Table 2, scaled down: networks that predict the noise or the mean, trained on
 the simple loss or on the bound; and, which is not theirs, the velocity. The second is that of Song et al. 2021 (DDIM),
 Section 5.1: with few steps it is better to add no noise; here with the shipped model. Three seeds each. The third part,
-one run, asks at which times digits go wrong: for the shipped model, and for one trained mostly on times in the middle.
-The fourth, three seeds, sets the velocity beside the noise on clothes, and looks at their brightness. The model trained
-mostly on times in the middle:
+one run, asks at which times digits go wrong, of a model trained on all times alike and of one trained mostly on times
+in the middle; and sets the cards of these two, of a third, and of the shipped model side by side. The fourth, three
+seeds, sets the velocity beside the noise on clothes, and looks at their brightness. The models of the third part,
+which are not shipped:
 
-    paperwalk train ddpm --recipe mnist-cpu --precision bf16 --compile --focus 1 --epochs 10 --output FOLDER
+    paperwalk train ddpm --recipe mnist-cpu --focus 0 --lr 1e-3 --output FOLDER/alike
+    paperwalk train ddpm --recipe mnist-cpu --focus 1 --lr 1e-3 --epochs 10 --output FOLDER/hill
+    paperwalk train ddpm --recipe mnist-cpu --predict velocity --epochs 14 --output FOLDER/velocity
 
-Run: `python -m paperwalk.experiments.ddpm --hill FOLDER` (about an hour on one thread, without that training); it
+Run: `python -m paperwalk.experiments.ddpm --others FOLDER` (about an hour on one thread, without those trainings); it
 writes ddpm.json beside this file.
 """
 
@@ -25,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperwalk.ddpm import at_time, to_signed
+from paperwalk.ddpm import GaussianDiffusion, at_time, to_signed
 from paperwalk.experiments import run_missing, train_task
 from paperwalk.nn.average import follow
 from paperwalk.notebook import checkpoint
@@ -47,6 +50,10 @@ STARTS, CLEANED = (100, 200, 300, 400, 500, 600, 800, 1_000), 250
 # Images drawn from each small network and from the shipped one, and test images on which the bound is estimated.
 DRAWN, DRAWN_SHIPPED, BOUND_IMAGES = 250, 150, 100
 RECIPE = DDPMRecipe.named()["mnist-cpu"]
+# Models that are not shipped: trained on all times alike, by the hill, and to predict the velocity. The first two are
+# asked at which times digits go wrong.
+OTHERS = ("alike", "hill", "velocity")
+ASKED = OTHERS[:2]
 
 
 # Half the shipped network's width, a quarter of its computing; a process of 100 steps; 0.3 passes.
@@ -128,10 +135,20 @@ def in_steps(eta: float, seed: int) -> dict[str, dict[str, float]]:
     return {n: quality(each) for n, each in images.items()}
 
 
+def card(folder: Path) -> dict[str, Any]:
+    """What a training wrote beside the weights."""
+    return json.loads((folder / "card.json").read_text(encoding="utf-8"))
+
+
+def process(folder: Path) -> GaussianDiffusion:
+    """That of a trained model: its card says what it predicts."""
+    return replace(RECIPE, predict=card(folder)["recipe"]["predict"]).diffusion()
+
+
 def cleaned(folder: Path, start: int) -> dict[str, float]:
     """Test digits with noise up to a time, cleaned by a model: the share of which the judge is sure, and the share that
     it takes for the digit that they were."""
-    model, diffusion, draws = UNet.from_pretrained(folder), RECIPE.diffusion(), generator(0, 2)
+    model, diffusion, draws = UNet.from_pretrained(folder), process(folder), generator(0, 2)
     images = RECIPE.images().test
     x_0 = to_signed(images[spaced(len(images), CLEANED)])
     x_t = diffusion.q_sample(x_0, at_time(x_0, start), torch.randn(x_0.shape, generator=draws))
@@ -145,7 +162,7 @@ def cleaned(folder: Path, start: int) -> dict[str, float]:
 @torch.no_grad()
 def loss_by_time(folder: Path) -> list[float]:
     """The simple loss of test digits, in each tenth of the times."""
-    model, diffusion, draws = UNet.from_pretrained(folder), RECIPE.diffusion(), generator(0, 3)
+    model, diffusion, draws = UNet.from_pretrained(folder), process(folder), generator(0, 3)
     images = RECIPE.images().test
     x_0, tenth = to_signed(images[spaced(len(images), CLEANED)]), RECIPE.n_steps // 10
     losses = []
@@ -157,8 +174,8 @@ def loss_by_time(folder: Path) -> list[float]:
 
 def on_card(folder: Path) -> dict[str, float]:
     """What the card of a model says of it: passes over the data, and its figures."""
-    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-    return {"epochs": card["recipe"]["epochs"]} | {name: each["value"] for name, each in card["metrics"].items()}
+    written = card(folder)
+    return {"epochs": written["recipe"]["epochs"]} | {name: each["value"] for name, each in written["metrics"].items()}
 
 
 def clothed(predict: str, seed: int) -> dict[str, float]:
@@ -178,29 +195,30 @@ def about() -> dict[str, Any]:
     return {"small": as_json(SMALL), "shipped": as_json(RECIPE)} | times | sizes
 
 
-def experiment(hill: Path | None = None) -> None:
+def experiment(others: Path | None = None) -> None:
     """Run what ddpm.json does not hold yet.
 
     Args:
-        hill: folder of a model trained on times in the middle; without it, what concerns that model is left out.
+        others: folder of the models that are not shipped; without it, what concerns them is left out.
     """
     runs = {f"real {n} {seed}": partial(real, n, seed) for n in (DRAWN, DRAWN_SHIPPED) for seed in SEEDS}
     for seed in SEEDS:
         runs |= {f"{p} {o} {seed}": partial(predicting, p, o, seed) for p, o in TRAINED}
         runs |= {f"clothes {p} {seed}": partial(clothed, p, seed) for p in ("epsilon", "velocity")}
     runs |= {f"steps {eta} {seed}": partial(in_steps, eta, seed) for seed in SEEDS for eta in ETAS}
-    for name, folder in {"shipped": checkpoint("ddpm-mnist"), "hill": hill}.items():
-        if folder is not None:
-            runs |= {f"from {start} {name}": partial(cleaned, folder, start) for start in STARTS}
-            runs |= {f"loss {name}": partial(loss_by_time, folder), f"card {name}": partial(on_card, folder)}
+    runs["card shipped"] = partial(on_card, checkpoint("ddpm-mnist"))
+    if others is not None:
+        runs |= {f"card {name}": partial(on_card, others / name) for name in OTHERS}
+        runs |= {f"from {start} {name}": partial(cleaned, others / name, start) for name in ASKED for start in STARTS}
+        runs["loss alike"] = partial(loss_by_time, others / "alike")
     run_missing(RESULTS, runs, recipe=about())
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser("python -m paperwalk.experiments.ddpm", description=__doc__.splitlines()[0])
-    parser.add_argument("--hill", type=Path, metavar="FOLDER", help="of a model trained on times in the middle")
-    experiment(parser.parse_args().hill)
+    parser.add_argument("--others", type=Path, metavar="FOLDER", help="of the models that are not shipped")
+    experiment(parser.parse_args().others)
 
 
 if __name__ == "__main__":

@@ -133,12 +133,10 @@ class DDPMRecipe(Recipe):
     @classmethod
     def named(cls) -> dict[str, "DDPMRecipe"]:
         """The recipes by name."""
-        small = cls(epochs=16.0, focus=0.0, ema=0.9995, sample_steps=100, sample_eta=1.0)
+        small = cls(focus=0.5, epochs=16.0, lr=2e-3, ema=0.9995, sample_steps=100, sample_eta=1.0)
         return {
             "mnist-cpu": small,
-            "fashion-mnist-cpu": replace(
-                small, data="fashion-mnist", predict="velocity", focus=0.5, lr=2e-3, epochs=8.0
-            ),
+            "fashion-mnist-cpu": replace(small, data="fashion-mnist", predict="velocity", epochs=8.0),
             # Section 4 and Appendix B, CIFAR-10; the warm-up of 5,000 steps stands in the official code.
             "paper": cls(
                 data="cifar10",
@@ -208,7 +206,7 @@ class DDPMRecipe(Recipe):
         return 1 + torch.searchsorted(shares[:-1], places * shares[-1], right=True)
 
     def task(self) -> Task:
-        """Algorithm 1: predict the noise (or the mean) in images that have more or less of it."""
+        """Algorithm 1: predict the noise (or the mean, or the velocity) in images that have more or less of it."""
         images, diffusion, model = self.images().train, self.diffusion(), self.build()
         steps = self.steps_of(len(images))
 
