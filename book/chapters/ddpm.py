@@ -1038,6 +1038,7 @@ glue(sampling_tflops=gflops, gflops_second=gflops / call * 1000, call=call)
 # %% [markdown]
 # Here a call takes {glue:text}`call:.1f` ms an image on one thread, {glue:text}`gflops_second:.0f` GFLOPs a second. Hence the page samples in twenty to a hundred steps.
 #
+# (training-a-small-one)=
 # ## Training
 #
 # Algorithm 1, then: draw images, times and noise, take a step of Adam on [Eq. 14](#eq-ddpm-14). One thing more stands in Appendix B: the images are not drawn from the weights $\theta$ of the last step but from their {term}`exponential moving average`,
@@ -1286,7 +1287,7 @@ assert late < early
 # %% [markdown]
 # Early predictions are blurs: with so much noise many digits are possible, and the squared error is least for their average. So it is with a masked autoencoder, which stops there. Here the blur is only the direction of one small step, after which the network looks again.
 #
-# Now a hundred by DDIM in twenty steps, $\eta = 0$, and as many by the small one [trained on this page](#training), to compare with (its own with $\eta = 1$: without new noise it stays grey). Look at the shipped model's for any that is no digit.
+# Now a hundred by DDIM in twenty steps, $\eta = 0$, and as many by the small one [trained on this page](#training-a-small-one), to compare with (its own with $\eta = 1$: without new noise it stays grey). Look at the shipped model's for any that is no digit.
 
 # %% mystnb={"image": {"alt": "Forty generated handwritten digits in four rows of ten, white on black, of all classes; most could be from the data, some are strokes that make no digit."}}
 with fast_autocast():
