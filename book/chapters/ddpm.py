@@ -1364,9 +1364,9 @@ assert figures["commonest class"] < 0.15
 # Sure means a probability over 0.9 for one digit. Do not trust sureness alone: the judge has only ever seen digits and must name one, and it is sure of pure noise too, always of the same digit. A measure needs the spread over the classes beside it, or the distance. Distances from a hundred
 # images, here to 2,000 test images, are too large, also for real ones: compare them with each other only, those of the upper four rows and those of the lower two, which are to all 10,000. By distance the shipped digits are hardly farther than real ones; by the judge's sureness they clearly are. Distances are in units of our small classifier; the paper's 3.17 is in those of Inception, a network trained on ImageNet.
 #
-# Does it paint all ten digits equally often? Look for bars outside the band, where two standard deviations of pure chance end.
+# Does it paint all ten digits equally often? Look for bars outside the band, where two standard deviations of pure chance end. (Of ten bars one is often a little outside by chance; the table has the shares among 5,000.)
 
-# %% mystnb={"image": {"alt": "Bars for the ten digits: the percentage of a hundred generated images that the judge takes for each, beside the shares in the test set. The bars scatter around ten, within a shaded band from 4 to 16."}}
+# %% mystnb={"image": {"alt": "Bars for the ten digits: the percentage of a hundred generated images that the judge takes for each, beside the shares in the test set. The bars scatter around ten, nearly all within a shaded band from 4 to 16; the ones are just below it."}}
 classes = experiment.judge().judge(drawn).probabilities.argmax(1)
 shown = 100 * class_shares(classes, 10)
 among_real = 100 * class_shares(load("mnist").test.labels, 10)
@@ -1749,7 +1749,7 @@ glue(score_50=sum(last) / 3, score_150_real=among_real_score)
 
 # %% [markdown]
 # With the fewest steps it is better to add no noise, as they find with ten and more: noise that is added has to be taken out again, and there are not enough steps left for it. And without it twenty steps do as well as fifty. But in fifty steps the distance is {glue:text}`zero_50:.0f` without added noise and {glue:text}`one_50:.0f` with it, and
-# that they do not find: with them noise wins in all thousand steps alone, and with the large variance. A guess: with noise, later steps can mend what earlier ones got wrong, and our network gets more wrong than theirs. That points lie below the dotted line does not say that the images are better than real ones: with so few, the distance cannot tell them apart any more. The class score can, {glue:text}`score_50:.1f` against {glue:text}`score_150_real:.1f`.
+# that they do not find: with them noise wins in all thousand steps alone, and with the large variance. A guess: with noise, later steps can mend what earlier ones got wrong, and our network gets more wrong than theirs. That the last point lies below the dotted line does not say that the images are better than real ones: with so few, the distance cannot tell them apart any more. The class score can, {glue:text}`score_50:.1f` against {glue:text}`score_150_real:.1f`.
 #
 # (differs)=
 # ## Where this differs from the paper
