@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from paperwalk.data import Split, load
 from paperwalk.data.augment import draw_shifts_and_flips, shift_and_flip
@@ -56,6 +57,15 @@ class JudgeRecipe(Recipe):
     def data_sha256(self) -> dict[str, str]:
         """Name of the data → SHA-256 of its content."""
         return {self.data: DATASETS[self.data].sha256}
+
+    def forward_flops(self) -> int:
+        """FLOPs of one image, as torch counts them."""
+        config = self.model
+        with torch.device("meta"):
+            model, image = Judge(config), torch.zeros(1, config.in_channels, config.image_size, config.image_size)
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            model.eval()(image)
+        return counter.get_total_flops()
 
     def task(self) -> Task:
         """Classify each image."""
