@@ -240,12 +240,16 @@ by the number of devices: the seconds of a step. Divide the last column by the b
 exchange. As long as the second is well below the first, more devices help; it overlaps with the backward pass, except for the
 gradients that come last, those of the first layers. Both processors and networks differ by orders of magnitude, so measure: the log prints steps a second.
 
-## Precision
+## Precision and compiling
 
 On a processor `--precision auto` measures for a tenth of a second whether matrix products are at least 1.5 times as fast in bfloat16 as in
 single precision, and uses it for them if so; weights, sums and the optimiser stay in single precision. On the two cores that
 trained the checkpoints of this book they are more than four times as fast (the GPT was trained so, the Transformer in
 single precision). On a graphics card it takes bfloat16 where the card has it.
+
+A training of at least 10¹⁴ FLOPs also finds out whether `torch.compile` pays. It takes its first 14 steps by turns compiled
+and as the model is written, times them, and goes on in the faster way. The card notes which, and so do the states: who
+resumes does not ask again. On another machine the verdict, and with it the rounding, may be another; `--no-compile` leaves it out.
 """
 
 PAGES = {Path("book", "results.md"): results, Path("book", "scale.md"): scale, Path("book", "speed.md"): speed}

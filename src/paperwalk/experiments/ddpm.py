@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from paperwalk.ddpm import GaussianDiffusion, at_time, to_signed
+from paperwalk.ddpm import at_time, to_signed
 from paperwalk.experiments import run_missing, train_task
 from paperwalk.nn.average import follow
 from paperwalk.notebook import checkpoint
@@ -135,20 +135,10 @@ def in_steps(eta: float, seed: int) -> dict[str, dict[str, float]]:
     return {n: quality(each) for n, each in images.items()}
 
 
-def card(folder: Path) -> dict[str, Any]:
-    """What a training wrote beside the weights."""
-    return json.loads((folder / "card.json").read_text(encoding="utf-8"))
-
-
-def process(folder: Path) -> GaussianDiffusion:
-    """That of a trained model: its card says what it predicts."""
-    return replace(RECIPE, predict=card(folder)["recipe"]["predict"]).diffusion()
-
-
 def cleaned(folder: Path, start: int) -> dict[str, float]:
     """Test digits with noise up to a time, cleaned by a model: the share of which the judge is sure, and the share that
     it takes for the digit that they were."""
-    model, diffusion, draws = UNet.from_pretrained(folder), process(folder), generator(0, 2)
+    model, diffusion, draws = UNet.from_pretrained(folder), RECIPE.diffusion(), generator(0, 2)
     images = RECIPE.images().test
     x_0 = to_signed(images[spaced(len(images), CLEANED)])
     x_t = diffusion.q_sample(x_0, at_time(x_0, start), torch.randn(x_0.shape, generator=draws))
@@ -162,7 +152,7 @@ def cleaned(folder: Path, start: int) -> dict[str, float]:
 @torch.no_grad()
 def loss_by_time(folder: Path) -> list[float]:
     """The simple loss of test digits, in each tenth of the times."""
-    model, diffusion, draws = UNet.from_pretrained(folder), process(folder), generator(0, 3)
+    model, diffusion, draws = UNet.from_pretrained(folder), RECIPE.diffusion(), generator(0, 3)
     images = RECIPE.images().test
     x_0, tenth = to_signed(images[spaced(len(images), CLEANED)]), RECIPE.n_steps // 10
     losses = []
@@ -174,8 +164,8 @@ def loss_by_time(folder: Path) -> list[float]:
 
 def on_card(folder: Path) -> dict[str, float]:
     """What the card of a model says of it: passes over the data, and its figures."""
-    written = card(folder)
-    return {"epochs": written["recipe"]["epochs"]} | {name: each["value"] for name, each in written["metrics"].items()}
+    card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
+    return {"epochs": card["recipe"]["epochs"]} | {name: each["value"] for name, each in card["metrics"].items()}
 
 
 def clothed(predict: str, seed: int) -> dict[str, float]:
