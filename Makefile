@@ -79,11 +79,12 @@ $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Paperwalk needs Python 3.11 or newer: make PYTHON=…")'
 	@echo "installing uv" && $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv==0.13.8
 
-# Touched last, so that an interrupted install is done again.
+# Touched last, so that an interrupted install is done again. Compiled once: where Python may not keep what it compiles, each
+# of the many processes that tests and chapters start would compile torch again.
 $(VENV)/ready: requirements.txt pyproject.toml | $(UV)
-	@start=$$SECONDS; echo "installing the environment (about 6 GB, most of it torch)"; \
+	@start=$$SECONDS; echo "installing the environment (about 7 GB, most of it torch)"; \
 	$(UV) venv --quiet --allow-existing --python $(PYTHON) $(VENV) && \
-	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.txt && \
+	$(UV) pip sync --quiet --compile-bytecode --python $(BIN)/python --require-hashes requirements.txt && \
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e . && \
 	touch $@ && echo "installed in $$((SECONDS - start)) s"
 

@@ -115,7 +115,8 @@ def test_the_bound_is_estimated_without_bias(randomise):
     assert estimated_bits(short, model, x_0[:2]).isfinite().all()
 
 
-def test_the_command_trains_measures_and_draws(tmp_path, capsys):
+def test_the_command_trains_measures_and_draws(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("paperwalk.train.recipes.ddpm.BOUND_IMAGES", 50)
     arguments = ["train", "ddpm", "--data", "mnist-5k", "--steps", "3", "--batch-size", "4", "--precision", "fp32"]
     arguments += ["--model.d-model", "8", "--model.multipliers", "1", "1", "--model.n-blocks", "1"]
     arguments += ["--model.attention-sizes", "14", "--model.n-groups", "2", "--n-steps", "25", "--sample-steps", "2"]

@@ -187,7 +187,8 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(d_model, d_model, bias=bias)
 
     def _heads(self, x: Float[Tensor, "b t d_all"], n_parts: int) -> tuple[Float[Tensor, "b n t e"], ...]:
-        return rearrange(x, "b t (parts n e) -> parts b n t e", parts=n_parts, n=self.n_heads).unbind(0)
+        # In parts first: their gradients are then put together by one copy, not by one each way.
+        return tuple(rearrange(part, "b t (n e) -> b n t e", n=self.n_heads) for part in x.chunk(n_parts, dim=-1))
 
     def project(
         self, x: Float[Tensor, "b t d"], context: Float[Tensor, "b s d"] | None = None

@@ -96,7 +96,7 @@ class DDPMRecipe(Recipe):
     }
 
     # Each takes a hundred calls of the network.
-    quick: ClassVar[int] = 32
+    quick: ClassVar[int] = 12
 
     batch_size: int = 64
     lr: float = 1e-3
