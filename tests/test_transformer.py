@@ -589,6 +589,35 @@ def test_search_stops_when_nothing_can_win():
     assert calls == [(4, 1), (2, 1)]
 
 
+def test_a_tie_is_won_by_what_ended_first_and_ends_the_search():
+    calls = []
+
+    def next_log_p(rows: Tensor) -> Tensor:
+        # After a 9 the end is as likely as a 2, and after the 2 it is certain; what begins with an 8 seldom ends.
+        calls.append(len(rows))
+        tied = [math.log(0.5), -torch.inf, math.log(0.5), -torch.inf] if rows.shape[1] == 1 else [0.0, -9.0, -9.0, -9.0]
+        return torch.tensor([tied if row[0] == 9 else [-9.0, -1.0, -8.0, -8.0] for row in rows])
+
+    options = {"beam": 2, "alpha": 0.0, "eos_id": EOS, "forbidden": ()}
+    assert beam_search(next_log_p, torch.tensor([9]), torch.tensor([4]), **options) == [[]]
+    assert calls == [2]
+    assert beam_search(next_log_p, torch.tensor([9, 8]), torch.tensor([4, 4]), **options) == [[], [1, 1, 1]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"beam": 0}, "beam=0, expected at least 1"),
+        ({"alpha": math.inf}, "alpha=inf, expected a number of at least 0"),
+        ({"limits": torch.tensor([0, 3])}, "max_length=0, expected at least 1: the end token"),
+    ],
+)
+def test_a_search_names_bad_arguments(changes, message):
+    options = {"start": torch.full((2,), 9), "limits": torch.tensor([3, 3]), "eos_id": EOS, "forbidden": ()}
+    with pytest.raises(ValueError, match=message):
+        beam_search(table(0), **options | {"beam": 2, "alpha": 0.0} | changes)
+
+
 def test_search_alone_equals_search_in_a_batch(half_trained):
     model, _ = half_trained
     source = tokens([6, 1, 3], LEARNS)

@@ -1087,7 +1087,7 @@ print(f"the average jitters {left:.1f} times as much")
 # corrections. We give it a process of a hundred steps, each with ten times the noise, so that it ends where the paper's ends.
 
 # %%
-brief = replace(experiment.SMALL, steps=150, ema=0.98)
+brief = replace(experiment.SMALL, steps=200, ema=0.98)
 process = brief.diffusion()
 n_small = sum(p.numel() for p in brief.build().parameters())
 bar = progress(range(brief.steps), "training")
@@ -1366,7 +1366,7 @@ assert figures["commonest class"] < 0.15
 #
 # Does it paint all ten digits equally often? Look for bars outside the band, where two standard deviations of pure chance end. (Of ten bars one is often a little outside by chance; the table has the shares among 5,000.)
 
-# %% mystnb={"image": {"alt": "Bars for the ten digits: the percentage of sixty generated images that the judge takes for each, beside the shares in the test set. The bars scatter around ten, nearly all within a shaded band from 4 to 16; the ones are just below it."}}
+# %% mystnb={"image": {"alt": "Bars for the ten digits: the percentage of sixty generated images that the judge takes for each, beside the shares in the test set. The bars scatter around ten, nearly all within a shaded band from 2 to 18; the ones are just below it."}}
 classes = experiment.judge().judge(drawn).probabilities.argmax(1)
 shown = 100 * class_shares(classes, 10)
 chance = 200 * math.sqrt(0.1 * 0.9 / len(classes))  # two standard deviations
