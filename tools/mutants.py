@@ -479,10 +479,13 @@ class Court:
     def anew(self, mutant: Mutant, chosen: list) -> int:
         """Import the package and the tests once more, with the mutated file, and run the tests."""
         import pytest
+        from beartype._cache.cacheclear import clear_caches
 
-        gone = {item.module.__name__ for item in chosen} | {"conftest"}
+        # It knows classes by their names, and would ask for those of the first import.
+        clear_caches()
+        # Tests borrow from other tests, and all must see the same package.
         for name in list(sys.modules):
-            if name.split(".")[0] == "paperwalk" or name in gone:
+            if name.split(".")[0] in ("paperwalk", "bench", "conftest") or name.startswith("test_"):
                 del sys.modules[name]
         path, real = str(path_of(mutant.source)), SourceFileLoader.get_data
 
