@@ -207,6 +207,7 @@ def test_a_signal_writes_a_state_first(number, tmp_path, monkeypatch):
 COMMAND = [sys.executable, "-m", "paperwalk", "train", "gpt", "--steps", "60", "--model.d-model", "8"]
 COMMAND += ["--model.n-layers", "1", "--model.n-heads", "2", "--model.d-mlp", "8", "--model.block-size", "8"]
 COMMAND += ["--precision", "fp32", "--save-every", "2", "--log-every", "1"]
+LAUNCHER = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
 
 
 @pytest.fixture
@@ -249,27 +250,21 @@ def test_a_batch_in_parts_gives_the_same_curve(accumulate, tmp_path):
 def test_two_processes_give_the_same_curve_as_one(tmp_path, short_text):
     # Twelve windows in two parts; the model drops nothing, since each process would drop other units.
     command = [*COMMAND, *short_text, "--steps", "20", "--batch-size", "12", "--model.dropout", "0"]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    curves = []
-    for n in (1, 2):
-        if n == 1:
-            assert cli.main(command[3:]) == 0
-        else:
-            done = subprocess.run(launcher + command[2:], capture_output=True, text=True, env=environment)
-            assert done.returncode == 0, done.stderr[-2000:]
-        state = newest_state(tmp_path / "run" / "states")
-        curves.append(state.tensors["losses"].tolist())
-        assert len(state.tensors["random.cpu"]) == n
-        shutil.rmtree(tmp_path / "run")
-    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+    assert cli.main(command[3:]) == 0
+    alone = newest_state(tmp_path / "run" / "states").tensors
+    shutil.rmtree(tmp_path / "run")
+    done = subprocess.run([*LAUNCHER, *command[2:]], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    shared = newest_state(tmp_path / "run" / "states").tensors
+    assert shared["losses"].tolist() == pytest.approx(alone["losses"].tolist(), rel=1e-5)
+    assert [len(each["random.cpu"]) for each in (alone, shared)] == [1, 2]
 
 
 def test_two_processes_go_on_to_the_very_bits(tmp_path, short_text):
     # With dropout: each process goes back to draws of its own.
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
     options = ["--steps", "6", "--batch-size", "12", "--model.dropout", "0.3", "--save-every", "3"]
-    command = [*launcher, *COMMAND[2:], *short_text, *options]
+    command = [*LAUNCHER, *COMMAND[2:], *short_text, *options]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, capture_output=True, env=environment)
     weights = tmp_path / "run" / "model.safetensors"
@@ -535,11 +530,10 @@ def test_a_second_signal_at_once_is_one(monkeypatch):
 
 
 def test_two_processes_stop_after_the_same_step(tmp_path, short_text):
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "-m"]
     options = ["--steps", "100000", "--batch-size", "12", "--model.dropout", "0", "--save-every", "100000"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        [*launcher, *COMMAND[2:], *short_text, *options],
+        [*LAUNCHER, *COMMAND[2:], *short_text, *options],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
