@@ -1135,7 +1135,7 @@ plt.show()
 # The loss falls to {glue:text}`last_loss:.3f`, the mark is {glue:text}`mark:.3f`. Then it moves little, jumping with the times that a batch happens to draw. It will never be 0, since the noise in a pixel cannot be known, and from here on it says little: between this model and one that paints perfect digits lie a few
 # hundredths. So we look at samples, all hundred steps of Algorithm 2, first from the last weights, then from their average, from the same noise.
 
-# %% mystnb={"image": {"alt": "Two rows of ten generated images of 28 by 28 pixels: the upper from the last weights, the lower from the average. About half show white strokes on a dark ground, bent like parts of digits; the others are grey grain with a faint shape in it."}}
+# %% mystnb={"image": {"alt": "Two rows of ten generated images of 28 by 28 pixels: the upper from the last weights, the lower from the average. Most show white strokes, bent like parts of digits, some on a dark and some on a grey ground; one or more are grey grain with hardly a stroke."}}
 start = torch.randn(60, 1, 28, 28, generator=generator(7, 0))
 with fast_autocast():
     rows = [
@@ -1147,7 +1147,7 @@ assert both.isfinite().all()
 figure = plot.show_images(pixels(both), columns=10, side=0.7)
 
 # %% [markdown]
-# About half are strokes of the right width on a dark ground, bent like parts of digits; the others stayed grey. The first steps out of the noise decide how bright an image is, and what goes wrong there is carried on. That is what half a minute
+# Most show strokes of the right width, bent like parts of digits, some on a dark ground, some on one that stayed grey; where the grey is lightest there is hardly a stroke. The first steps out of the noise decide how bright an image is, and what goes wrong there is carried on. That is what half a minute
 # teaches.
 #
 # (the-velocity)=
