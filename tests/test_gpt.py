@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -768,3 +769,53 @@ def test_a_cache_serves_one_batch():
 def test_nothing_there():
     with pytest.raises(FileNotFoundError, match="no such folder or file"):
         GPT.from_pretrained("nowhere/at/all")
+
+
+# What the mutants of `make mutants` showed to be without a judge here.
+
+
+class Devices(TorchFunctionMode):
+    """Notes where the tensors lie that are made within it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        self.seen |= {out.device.type} if isinstance(out, Tensor) else set()
+        return out
+
+
+def test_positions_and_masks_are_made_where_the_tokens_are(monkeypatch):
+    model, ids = GPT(SMALL).to("meta"), torch.zeros(2, 4, dtype=torch.long, device="meta")
+    for real in (None, torch.ones(2, 4, dtype=torch.bool, device="meta")):
+        with Devices() as devices:
+            model.encode(ids, real)
+        assert devices.seen == {"meta"}
+    made = []
+    spy = lambda t, s, device="elsewhere": made.append(device) or causal_mask(t, s)  # noqa: E731
+    monkeypatch.setattr("paperwalk.gpt.causal_mask", spy)
+    GPT(SMALL).attention_maps(found := tokens(t=SMALL.block_size))
+    assert made == [found.device]
+
+
+def test_one_block_has_one_cache(randomise):
+    model, ids = randomise(GPT(small(n_layers=1))).eval(), tokens()
+    cache = model.new_cache()
+    model(ids[:, :5], cache=cache)
+    assert_close(model(ids[:, 5:], cache=cache), model(ids)[:, 5:])
+    with pytest.raises(ValueError, match=r"^tokens.* 2 positions, expected at most 1"):
+        model(ids[:, :2], cache=cache)
+
+
+def test_dropout_may_take_everything():
+    assert small(dropout=1.0).dropout == 1
+
+
+def test_half_precision_weights_come_back(tmp_path, randomise):
+    model = randomise(GPT(SMALL))
+    model.save_pretrained(tmp_path, bits=16)
+    again = GPT.from_pretrained(tmp_path).state_dict()
+    assert_close(again, model.state_dict(), atol=1e-3, rtol=1e-3)
+    assert not torch.equal(again["norm.weight"], model.state_dict()["norm.weight"])
