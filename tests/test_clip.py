@@ -733,7 +733,7 @@ def test_the_default_preset_takes_changes_too():
 
 
 def test_tokens_are_named():
-    with pytest.raises(ValueError, match="^tokens has token ids"):
+    with pytest.raises(ValueError, match=r"^tokens has token ids"):
         CLIP(SMALL).encode_text(torch.tensor([[50, 49]]))
 
 

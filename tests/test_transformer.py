@@ -983,9 +983,9 @@ def test_the_output_bias_starts_at_zero():
 
 def test_both_sides_are_named():
     model, (source, target) = Transformer(SMALL), batch()
-    with pytest.raises(ValueError, match="^source has token ids"):
+    with pytest.raises(ValueError, match=r"^source has token ids"):
         model(source + 11, target)
-    with pytest.raises(ValueError, match="^target has token ids"):
+    with pytest.raises(ValueError, match=r"^target has token ids"):
         model(source, target + 11)
 
 
