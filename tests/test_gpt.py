@@ -819,3 +819,52 @@ def test_half_precision_weights_come_back(tmp_path, randomise):
     again = GPT.from_pretrained(tmp_path).state_dict()
     assert_close(again, model.state_dict(), atol=1e-3, rtol=1e-3)
     assert not torch.equal(again["norm.weight"], model.state_dict()["norm.weight"])
+
+
+def test_what_goes_through_the_model(monkeypatch):
+    """How many tokens each step encodes, whether some are padding, and whether a cache holds the others."""
+    model, steps = GPT(SMALL), []
+    encode = model.encode
+
+    def spy(new, real, cache=None):
+        steps.append((new.shape[1], real is not None, cache is not None))
+        return encode(new, real, cache)
+
+    monkeypatch.setattr(model, "encode", spy)
+    generate(model, [[1] * 6], 4)
+    assert steps == [(6, False, True), (1, False, True), (1, False, True), (8, False, False)]
+    steps.clear()
+    generate(model, [[1, 2], [3]], 2, use_cache=False)
+    assert steps == [(2, True, False), (3, True, False)]
+    steps.clear()
+    # Both rows write token 0 first, and end.
+    monkeypatch.setattr(model, "logits", lambda h: torch.eye(17)[:1].expand(len(h), -1) * 100)
+    assert generate(model, [[1, 2], [3]], 5, stop=0) == [[1, 2], [3]]
+    assert len(steps) == 1
+
+
+def test_one_block_writes_with_a_cache(randomise):
+    model = randomise(GPT(small(n_layers=1)))
+    assert generate(model, [[1, 2]], 3, top_k=1) == generate(model, [[1, 2]], 3, top_k=1, use_cache=False)
+
+
+def test_writing_is_at_temperature_1_unless_asked(randomise):
+    model = randomise(GPT(SMALL))
+    written = [
+        generate(model, [[1, 2]] * 20, 6, generator=torch.Generator().manual_seed(0), **options)
+        for options in ({}, {"temperature": 1.0}, {"temperature": 2.0})
+    ]
+    assert written[0] == written[1] != written[2]
+
+
+def test_probabilities_at_the_edges():
+    far = torch.tensor([[1e30, 0.0], [0.0, 1.0]])
+    assert_close(next_token_probabilities(far, temperature=1e-20), torch.eye(2))
+    assert next_token_probabilities(torch.tensor([[0.0, -25.0]]), top_p=1.0)[0, 1] > 0
+    assert_close(next_token_probabilities(torch.zeros(1, 2), top_p=0.5).max(), torch.tensor(1.0))
+
+
+def test_padding_stands_in_front_and_is_zero():
+    ids, real = pad_left([[5], [7, 8]])
+    assert ids.tolist() == [[0, 5], [7, 8]]
+    assert real.tolist() == [[False, True], [True, True]]

@@ -1,6 +1,7 @@
 """Masked autoencoders by command: trained, probed, painted with, and gone on from."""
 
 import json
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.testing import assert_close
 
 from paperwalk.data.augment import crop, draw_crops
 from paperwalk.experiments import mae as experiment
-from paperwalk.mae import MAE, MAEConfig, cover, masked_loss
+from paperwalk.mae import MAE, MAEConfig, masked_loss
 from paperwalk.nn import patchify
 from paperwalk.probe import features, linear_probe
 from paperwalk.train import cli, runs
@@ -95,13 +96,6 @@ def test_painting_writes_three_rows(trained, tmp_path, capsys):
     assert "mask_ratio=1.0, expected a number in [0, 1)" in capsys.readouterr().err
 
 
-def test_covered_patches_are_zero_and_the_others_stay():
-    images, mask = torch.randn(2, 3, 8, 8), torch.tensor([[True, False, False, True], [False] * 4])
-    patches, before = patchify(cover(images, mask), 4), patchify(images, 4)
-    assert (patches[mask] == 0).all()
-    assert torch.equal(patches[~mask], before[~mask])
-
-
 def test_a_crop_is_the_part_of_the_image_that_it_says():
     image = torch.arange(64.0).view(1, 1, 8, 8)
     whole = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
@@ -131,6 +125,30 @@ def test_the_probe_reads_off_what_is_there_and_nothing_else():
     # Scale and offset of a feature say nothing.
     again = linear_probe((5 * told[:400] + 9, labels[:400]), (5 * told[400:] + 9, labels[400:]))
     assert again.float().mean() > 0.99
+
+
+def test_the_probe_is_momentum_along_a_cosine_written_out():
+    labels = torch.randint(3, (3_000,))
+    # The last feature has hardly any spread: what is added to it counts.
+    x = (torch.eye(3)[labels] + 0.7 * torch.randn(3_000, 3)) * torch.tensor([1.0, 10.0, 3e-6])
+    train, test = (x[:700], labels[:700]), (x[700:], labels[700:])
+    ours = linear_probe(train, test, seed=3)
+    mean, std = train[0].mean(dim=0), train[0].std(dim=0)
+    x, x_test = ((part - mean) / (std + 1e-6) for part in (train[0], test[0]))
+    w, speed, generator = torch.zeros(3, 4), torch.zeros(3, 4), torch.Generator().manual_seed(3)
+    x, x_test = (torch.cat([part, torch.ones(len(part), 1)], dim=1) for part in (x, x_test))
+    for epoch in range(20):
+        order = torch.randperm(700, generator=generator)
+        for i in range(2):
+            chosen = order[256 * i : 256 * (i + 1)]
+            error = (x[chosen] @ w.T).softmax(dim=1) - torch.eye(3)[train[1][chosen]]
+            speed = 0.9 * speed + error.T @ x[chosen] / 256
+            w = w - 0.05 * (1 + math.cos(math.pi * (2 * epoch + i) / 40)) * speed
+    best = (x_test @ w.T).topk(2, dim=1)
+    clear = best.values[:, 0] - best.values[:, 1] > 1e-4
+    assert torch.equal(ours[clear], (best.indices[:, 0] == test[1])[clear])
+    assert clear.float().mean() > 0.99
+    assert torch.equal(linear_probe(train, test), linear_probe(train, test, seed=0))
 
 
 def test_features_are_the_mean_of_the_patches_without_the_class_token(randomise):

@@ -94,6 +94,8 @@ def test_judge_comes_back(tmp_path, randomise):
     assert torch.equal(again(x), judge(x))
     assert verdict.features.shape == (7, 5)
     assert_close(verdict.probabilities, judge(x).softmax(dim=1).detach(), rtol=1e-4, atol=1e-6)
+    judge.save_pretrained(tmp_path, bits=16)
+    assert not torch.equal(Judge.from_pretrained(tmp_path)(x), judge(x))
 
 
 @pytest.mark.parametrize("name", sorted(path.parent.name for path in JUDGES.glob("*/config.json")))
@@ -134,10 +136,15 @@ def test_held_out_images_are_the_last_twelfth():
         ),
         (lambda: frechet_distance(torch.zeros(5, 3), torch.zeros(5, 4)), r"\(5, 3\) and \(5, 4\)"),
         (lambda: frechet_distance(torch.zeros(5), torch.zeros(5)), r"\(5,\) and \(5,\)"),
+        (lambda: frechet_distance(torch.zeros(5), torch.zeros(5, 3)), r"\(5,\) and \(5, 3\)"),
         (lambda: frechet_distance(torch.zeros(5, 3) / 0, torch.zeros(5, 3)), "features hold NaN or infinity"),
+        (lambda: frechet_distance(torch.diag(torch.tensor([1.0, torch.nan])), torch.zeros(5, 2)), "hold NaN"),
+        (lambda: frechet_distance(torch.zeros(5, 2), torch.diag(torch.tensor([1.0, torch.nan]))), "hold NaN"),
         (lambda: class_shares(torch.tensor([0, 4]), 4), "expected at least one, in 0 to 3"),
+        (lambda: class_shares(torch.tensor([-1, 2]), 4), "expected at least one, in 0 to 3"),
         (lambda: class_shares(torch.tensor([]).long(), 4), "0 classes, expected at least one"),
         (lambda: JudgeConfig(image_size=30), "image_size=30 is not a multiple of 4"),
+        (lambda: JudgeConfig(d_features=0), "d_features=0, expected"),
         (lambda: Judge(JudgeConfig())(torch.zeros(1, 1, 32, 32)), r"\(1, 1, 32, 32\), expected \(b, 1, 28, 28\)"),
     ],
 )
@@ -149,3 +156,20 @@ def test_bad_input_is_named(make, message):
 def test_a_judge_that_is_not_there_is_named():
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Judge.from_pretrained("nowhere")
+
+
+# What the mutants of `make mutants` showed to be without a judge here.
+
+
+def test_a_judge_is_as_small_as_the_packaged_ones_unless_asked():
+    assert JudgeConfig() == JudgeConfig(28, 1, 10, 32, 64, 0.3)
+    assert Judge(JudgeConfig(dropout=0.1)).dropout.p == 0.1
+
+
+def test_two_rows_have_a_distance():
+    a, b = torch.randn(2, 3), torch.randn(2, 3)
+    # The covariance of two rows is v vᵀ, with v their difference over √2.
+    v, w = ((x[0] - x[1]).double() / 2**0.5 for x in (a, b))
+    spread = v.dot(v) + w.dot(w) - 2 * v.dot(w).abs()
+    expected = (a.mean(dim=0) - b.mean(dim=0)).double().square().sum() + spread
+    assert frechet_distance(a, b) == pytest.approx(expected.item(), rel=1e-4)

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -165,3 +167,32 @@ def test_wrong_retrieval_is_refused(unchecked):
             recall_at(n, torch.randn(3, 2), torch.randn(3, 2))
         with pytest.raises(ValueError, match=f"n={n}, expected 1 to 3"):
             nearest(torch.randn(1, 2), torch.randn(3, 2), n)
+
+
+# What the mutants of `make mutants` showed to be without a judge here.
+
+
+def test_nothing_is_dropped_while_encoding(model, tokenizer):
+    dropping = CLIP(replace(model.config, dropout=0.5))
+    images = torch.randn(3, 3, 8, 8)
+    for encode in (lambda: encode_images(dropping, images), lambda: encode_texts(dropping, tokenizer, NAMES)):
+        dropping.train()
+        first = encode()
+        dropping.train()
+        assert torch.equal(encode(), first)
+
+
+def test_no_texts_are_refused_before_they_are_read(model):
+    def read(texts, length):
+        raise AssertionError("read")
+
+    with pytest.raises(ValueError, match="no texts, expected at least one"):
+        encode_texts(model, read, [])
+
+
+def test_one_and_all_candidates_can_be_asked_for():
+    queries, candidates = torch.randn(2, 3), torch.randn(4, 3)
+    best, every = nearest(queries, candidates, 1)[0], nearest(queries, candidates, 4)[0]
+    assert torch.equal(best, every[:, :1])
+    assert every.sort(dim=1).values.tolist() == [[0, 1, 2, 3]] * 2
+    assert found_among(4, torch.randn(2, 4), torch.tensor([0, 3])).all()
