@@ -438,6 +438,7 @@ def test_ours_are_written_and_read_back(tmp_path, randomise):
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
     model.save_pretrained(tmp_path, bits=16)
     assert_close(MAE.from_pretrained(tmp_path).state_dict(), model.state_dict(), atol=1e-3, rtol=1e-3)
+    assert not torch.equal(MAE.from_pretrained(tmp_path).mask_token, model.mask_token)
 
 
 def test_foreign_checkpoints_are_named(tmp_path):
@@ -580,7 +581,11 @@ def test_defaults_are_those_of_the_paper_and_the_official_code():
 
 def test_sizes_at_their_limits_are_taken():
     assert small(norm_eps=0.0).norm_eps == 0
-    for changes in ({"patch_size": 1, "in_channels": 2}, {"patch_size": 2, "in_channels": 1}):
+    for changes in (
+        {"patch_size": 1, "in_channels": 2},
+        {"patch_size": 2, "in_channels": 1},
+        {"patch_size": 2, "in_channels": 4},
+    ):
         assert small(norm_target=True, **changes).norm_target
 
 
@@ -601,6 +606,13 @@ def test_covered_images_are_0_where_the_mask_hides():
 def test_more_images_than_visible_patches_are_decoded():
     z, masking = MAE(SMALL).encode(images(b=9), mask_ratio=0.5)
     assert MAE(SMALL).decode(z, masking.ids_restore).shape == (9, 9, 32)
+
+
+def test_rows_that_are_not_there_are_refused():
+    tokens, ids = torch.randn(3, 5, 2), torch.tensor([[0, 4], [1, 1], [3, 2]])
+    assert torch.equal(take(tokens, ids), torch.stack([tokens[i, row] for i, row in enumerate(ids)]))
+    with pytest.raises(IndexError, match="out of bounds"):
+        take(tokens, ids + 1)
 
 
 def test_noise_is_drawn_where_the_images_are(monkeypatch):

@@ -295,6 +295,7 @@ def test_our_checkpoint_comes_back(tmp_path, randomise):
     assert torch.equal(again(*(found := inputs())), model(*found))
     model.save_pretrained(tmp_path, bits=16)
     assert_close(UNet.from_pretrained(tmp_path).state_dict(), model.state_dict(), atol=1e-3, rtol=1e-3)
+    assert not torch.equal(UNet.from_pretrained(tmp_path).conv_in.weight, model.conv_in.weight)
 
 
 @pytest.mark.parametrize("old", [False, True])

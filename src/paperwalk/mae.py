@@ -185,8 +185,13 @@ def random_masking(noise: Float[Tensor, "b t"], mask_ratio: float) -> Masking:
 
 
 def take(tokens: Float[Tensor, "b t d"], ids: Int[Tensor, "b u"]) -> Float[Tensor, "b u d"]:
-    """Row ids[i, j] of image i, for each j."""
-    return tokens.take_along_dim(ids[..., None], dim=1)
+    """Row ids[i, j] of image i, for each j.
+
+    Raises:
+        IndexError: an image has no such row.
+    """
+    # torch.gather would do, with an index for each number: it is slower, and may not check them.
+    return tokens[torch.arange(len(tokens), device=ids.device)[:, None], ids]
 
 
 def patch_statistics(patches: Float[Tensor, "b t p2c"]) -> tuple[Float[Tensor, "b t 1"], Float[Tensor, "b t 1"]]:
