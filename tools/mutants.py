@@ -46,7 +46,8 @@ JUDGES = {
     **{"nn/attention": "nn", "nn/block": "nn transformer", "nn/mlp": "nn"},
     **dict.fromkeys(["nn/patches", "nn/positions"], "nn_grid"),
     **{"nn/checks": "vit transformer", "nn/convolution": "unet", "nn/search": "transformer"},
-    **{"samplers": "ddpm", "generate": "gpt", "probe": "mae_recipe", "files": "checkpoints data"},
+    **{"samplers": "ddpm", "generate": "gpt", "probe": "mae_recipe"},
+    **{"checkpoints": "checkpoints fuzz", "files": "checkpoints data faults fuzz"},
     **{
         "vit": "vit checkpoints",
         "published/vit": "vit checkpoints",
