@@ -484,9 +484,10 @@ class Court:
 
         # It knows classes by their names, and would ask for those of the first import.
         clear_caches()
-        # Tests borrow from other tests, and all must see the same package.
+        # Tests borrow from other tests and from the tools, and all must see the same package.
+        ours = {"paperwalk", "bench", "conftest", *(tool.stem for tool in (ROOT / "tools").glob("*.py"))}
         for name in list(sys.modules):
-            if name.split(".")[0] in ("paperwalk", "bench", "conftest") or name.startswith("test_"):
+            if name.split(".")[0] in ours or name.startswith("test_"):
                 del sys.modules[name]
         path, real = str(path_of(mutant.source)), SourceFileLoader.get_data
 
