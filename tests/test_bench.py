@@ -1,7 +1,9 @@
 """The benchmarks: that contenders do the same work, how they are timed, and the page of what was measured."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 
 import pytest
@@ -14,6 +16,7 @@ from bench.training import FAST, OURS, Size
 from paperwalk.clip import CLIPConfig
 from paperwalk.gpt import GPTConfig
 from paperwalk.mae import MAEConfig
+from paperwalk.train import compiling
 from paperwalk.transformer import TransformerConfig
 from paperwalk.unet import UNetConfig
 from paperwalk.vit import ViTConfig
@@ -45,6 +48,23 @@ def test_contenders_do_the_same_work(paper):
     for name, loss in losses.items():
         training.step_of(tested, name, size, loss)()
         assert loss(*inputs).item() < values[name]
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_the_fast_way_is_that_of_the_trial(pays, monkeypatch):
+    stances, now = [], [0.0]
+    monkeypatch.setattr(training, "Trial", partial(compiling.Trial, clock=lambda: now[0]))
+    monkeypatch.setattr(torch.compiler, "set_stance", lambda stance: stances.append(stance) or nullcontext())
+    monkeypatch.setattr(training.Loss, "compile", lambda self: None)
+
+    def step() -> None:
+        now[0] += 1.0 if (stances[-1] == "default") == pays else 2.0
+
+    within, compiled = training.in_the_faster_way(training.Loss(torch.nn.Identity(), None), step)
+    assert compiled == pays
+    assert len(stances) == 2 * (compiling.WARM + compiling.TIMED)
+    within()
+    assert stances[-1] == ("default" if pays else "force_eager")
 
 
 def test_other_work_is_refused():
@@ -175,6 +195,7 @@ def step(references: dict[str, float]) -> dict:
         "batch": 4,
         "items": 64,
         "flops": 3_000_000_000,
+        "compiled": True,
         "bytes": {name: 1_000_000 * i for i, name in enumerate(seconds, start=7)},
     }
 
@@ -235,6 +256,8 @@ def test_the_page_says_what_was_measured():
     # The fastest reference is torchvision.
     assert "| small | torchvision | 1.10 (0.99 to 1.21) | 2.20 (1.98 to 2.42) | 7 MB | 10 MB |" in page
     assert "| small | timm | 107 | 600 ms | 5% |" in page
+    assert "| small | ours, fast, compiled | 256 | 250 ms | 12% |" in page
+    assert "without the trial" not in page
     assert "- small: batch 4, d_model 12, multipliers [1, 2]\n" in page
     assert "| 0% | 3.30 (2.97 to 3.63) | 4.00 |" in page
     assert "| middle, batch 1 | ours | 200 | 2.00 (1.80 to 2.20) | 400 | 50% |" in page
@@ -263,6 +286,13 @@ def test_memory_that_the_system_does_not_tell_is_not_known():
     part = RESULTS["vit"]["sizes"]["small"] | {"bytes": {}}
     page = speed.page({"vit": RESULTS["vit"] | {"sizes": {"small": part}}})
     assert "| not known | not known |" in page
+
+
+def test_a_part_from_before_the_trial_says_so():
+    part = {name: each for name, each in RESULTS["vit"]["sizes"]["small"].items() if name != "compiled"}
+    page = speed.page({"vit": RESULTS["vit"] | {"sizes": {"small": part}}})
+    assert "| small | ours, fast | 256 |" in page
+    assert "Measured without the trial of torch.compile: small.\n" in page
 
 
 def test_parts_are_stored_one_by_one(tmp_path):

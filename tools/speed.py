@@ -20,11 +20,13 @@ bench NAME=vit` a part of it; this page is made of `bench/results.json` by `make
 
 *Ours* is the module as the chapters build it, trained as `paperwalk train --precision fp32` does, with the fused AdamW; the
 references have AdamW as torch gives it by default, and as they themselves use it. *Ours, fast* is what `paperwalk train` does
-by default: the same with the precision of matrix products that is fastest here. *Share of peak* is the FLOPs on paper (three forward passes; matrix products only), a second, over those of a
-product of two matrices of 2048 x 2048 in single precision; a convolution may need fewer than are counted. *Memory* is the most
-that a step takes beyond the weights, in a fresh process: gradients, the optimiser's moments, activations. What is freed goes
-back to the system at once there, so that the layout of the heap, which differs from run to run, does not count. nanoGPT is its
-model made of transformers' GPT-2, as in `paperwalk.experiments.nanogpt`: exact GELU, no biases learned.
+by default: the same with the precision of matrix products that is fastest here, and with torch.compile where the trial in its
+first steps finds that it pays (marked *compiled*). *Share of peak* is the FLOPs on paper (three forward passes; matrix
+products only), a second, over those of a product of two matrices of 2048 x 2048 in single precision; a convolution may need
+fewer than are counted. *Memory* is the most that a step takes beyond the weights, in a fresh process: gradients, the
+optimiser's moments, activations. What is freed goes back to the system at once there, so that the layout of the heap, which
+differs from run to run, does not count. nanoGPT is its model made of transformers' GPT-2, as in
+`paperwalk.experiments.nanogpt`: exact GELU, no biases learned.
 
 """
 
@@ -102,11 +104,14 @@ def training(part: Mapping[str, Any]) -> str:
         ratios.append([size, best, *both, megabytes(found, OURS), megabytes(found, best)])
         for name, seconds in found["seconds"].items():
             share = f"{found['flops'] / seconds[0] / peak:.0%}"
-            rates.append([size, name, rate(found["items"], seconds), f"{1e3 * seconds[0]:.0f} ms", share])
+            marked = f"{name}, compiled" if name == FAST and found.get("compiled") else name
+            rates.append([size, marked, rate(found["items"], seconds), f"{1e3 * seconds[0]:.0f} ms", share])
         config = ", ".join(f"{name} {each}" for name, each in found["config"].items() if isinstance(each, int | list))
         sizes.append(f"- {size}: batch {found['batch']}, {config}")
     details = table(["size", "contender", f"{unit} a second", "a step", "share of peak"], rates)
-    return table(titles, ratios) + details + "\n".join(sizes) + "\n\n"
+    untried = [size for size, found in part["sizes"].items() if "compiled" not in found]
+    without = f"Measured without the trial of torch.compile: {', '.join(untried)}.\n\n" if untried else ""
+    return table(titles, ratios) + details + without + "\n".join(sizes) + "\n\n"
 
 
 def masking(part: Mapping[str, Any]) -> str:
