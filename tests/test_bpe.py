@@ -369,3 +369,9 @@ def test_the_bad_file_is_named(encoder):
 def test_one_integer_among_others_is_not_enough():
     with pytest.raises(ValueError, match=r"encoder\.json holds a dict, expected an object from tokens to integers"):
         BytePairTokenizer.parse('{"a": 0, "b": "1"}', "")
+
+
+def test_the_bad_file_of_characters_is_named(tmp_path):
+    (tmp_path / "characters.json").write_text("[")
+    with pytest.raises(ValueError, match=r"^characters\.json is not JSON"):
+        CharTokenizer.load(tmp_path)

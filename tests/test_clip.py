@@ -739,3 +739,29 @@ def test_tokens_are_named():
 
 def test_a_short_feature_has_a_direction():
     assert_close(unit(torch.tensor([[0.03, 0.04]])), torch.tensor([[0.6, 0.8]]))
+
+
+def test_sizes_are_read_off_the_shapes():
+    def sizes(d_image: int, d_text: int, side: int) -> dict:
+        shapes = {
+            "visual.conv1.weight": (d_image, 3, 4, 4),
+            "visual.positional_embedding": (side**2 + 1, d_image),
+            "visual.transformer.resblocks.0.mlp.c_fc.weight": (5, d_image),
+            "token_embedding.weight": (50, d_text),
+            "positional_embedding": (9, d_text),
+            "transformer.resblocks.0.mlp.c_fc.weight": (7, d_text),
+            "text_projection": (d_text, 6),
+        }
+        return from_openai({name: torch.zeros(shape) for name, shape in shapes.items()})[0]
+
+    found = sizes(192, 128, 3)
+    assert (found["n_image_heads"], found["n_text_heads"], found["image_size"]) == (3, 2, 12)
+    found = sizes(126, 32, 2)
+    assert (found["n_image_heads"], found["n_text_heads"], found["image_size"]) == (1, 1, 8)
+    assert type(found["n_image_heads"]) is type(found["n_text_heads"]) is int
+    assert sizes(32, 126, 2)["n_image_heads"] == sizes(32, 126, 2)["n_text_heads"] == 1
+
+
+def test_positions_that_are_no_weights_are_left_out():
+    old = {f"{tower}.embeddings.position_ids": torch.arange(3)[None] for tower in ("vision_model", "text_model")}
+    assert our_names(old | {"logit_scale": torch.tensor(1.0)}, TRANSFORMERS) == {"log_scale": torch.tensor(1.0)}

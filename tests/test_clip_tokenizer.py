@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from paperwalk.data import load
 from paperwalk.tokenizers import ClipTokenizer
 from paperwalk.tokenizers.bpe import byte_characters, learn_merges
-from paperwalk.tokenizers.clip import PUBLISHED_MERGES, clean, letters
+from paperwalk.tokenizers.clip import PUBLISHED_MERGES, WORDS, clean, letters
 
 SCRIPTS = [
     "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ",
@@ -228,3 +228,41 @@ def test_wrong_texts_are_refused(unchecked, ours):
         ours("a", 1)
     with pytest.raises(ValueError, match="vocab_size=513, expected at least 514"):
         ClipTokenizer.train(["a"], 513)
+
+
+# What the mutants of `make mutants` showed to be without a judge here.
+
+
+def test_a_small_tokenizer_has_its_frame_and_file(tmp_path):
+    small = ClipTokenizer([(b"a", b"b</w>")])
+    assert (small.sot_id, small.eot_id, small.vocab_size) == (513, 514, 515)
+    assert small("ab", 2).tolist() == [[513, 514]]
+    assert small("ab ab", 4).tolist() == [[513, 512, 512, 514]]
+    assert small.decode([513, 512, 513, 512, 514, 512]) == "ab ab "
+    assert small.decode(small.encode("é")[:1]) == "\ufffd"
+    assert small.encode("a \ud83d b") == small.encode("a \ufffd b")
+    small.save(tmp_path)
+    assert (tmp_path / "merges.txt").read_text(encoding="utf-8") == "#version: 0.2\na b</w>\n"
+
+
+def test_the_long_s_is_an_s_of_a_contraction():
+    # As in the official code, whose pattern ignores case; in lower case it stays what it is.
+    assert ClipTokenizer([]).encode("it'ſ") == ClipTokenizer([]).encode("it") + ClipTokenizer([]).encode("'ſ")
+    assert WORDS.findall("it'ſ") == ["it", "'ſ"]
+
+
+def test_a_word_is_spelled_once(monkeypatch):
+    spelled = []
+    monkeypatch.setattr("paperwalk.tokenizers.clip.letters", lambda word: spelled.append(word) or letters(word))
+    ClipTokenizer([]).encode("cat cat dog cat")
+    assert spelled == [b"cat", b"dog"]
+
+
+def test_only_the_merges_asked_for_are_taken():
+    assert ClipTokenizer.parse("#version\na b\nc d\nno merge", 2).merges == [(b"a", b"b"), (b"c", b"d")]
+    with pytest.raises(ValueError, match="line 2: 'a  b', expected two tokens and a space between them"):
+        ClipTokenizer.parse("#version\na  b", 1)
+
+
+def test_the_smallest_vocabulary_has_no_merge():
+    assert ClipTokenizer.train(["ab"], 514).merges == []

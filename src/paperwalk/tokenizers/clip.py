@@ -54,7 +54,6 @@ def clean(text: str) -> str:
     """The text with broken Unicode mended, HTML entities (also doubled ones) resolved, single spaces, lower case."""
     import ftfy
 
-    text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
