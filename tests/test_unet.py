@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from torch.utils.flop_counter import FlopCounterMode
 
 from paperwalk.nn.convolution import Downsample, ResidualBlock, SpatialAttention, Upsample, time_embedding
-from paperwalk.published.ddpm import our_names
+from paperwalk.published.ddpm import from_diffusers, our_names
 from paperwalk.testing import prove
 from paperwalk.unet import UNet, UNetConfig
 
@@ -404,3 +404,72 @@ def test_an_odd_side_is_halved_downwards():
 
 def test_time_embedding_is_made_where_the_time_is():
     assert time_embedding(torch.zeros(3, dtype=torch.long, device="meta"), 8).device.type == "meta"
+
+
+# The least that a published configuration says: what is left out has diffusers' default.
+PUBLISHED = {
+    **{"sample_size": 16, "in_channels": 3, "out_channels": 3, "layers_per_block": 1, "norm_num_groups": 4},
+    **{"norm_eps": 1e-6, "block_out_channels": [8, 16, 24], "freq_shift": 1, "flip_sin_to_cos": False},
+    **{"down_block_types": ["DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"], "downsample_padding": 0},
+    "up_block_types": ["AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+}
+
+
+def test_sizes_left_out_are_diffusers_defaults():
+    sizes, _ = from_diffusers(PUBLISHED, {})
+    expected = {"d_model": 8, "multipliers": (1, 2, 3), "attention_sizes": (8, 4), "d_head": 8, "dropout": 0.0}
+    assert {name: sizes[name] for name in expected} == expected
+    assert from_diffusers(PUBLISHED | {"dropout": 0.1, "attention_head_dim": None}, {})[0]["dropout"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("_class_name", "UNet2DConditionModel"),
+        ("center_input_sample", True),
+        ("class_embed_type", "timestep"),
+        ("num_class_embeds", 10),
+        ("time_embedding_type", "fourier"),
+        ("time_embedding_dim", 64),
+        ("mid_block_type", None),
+        ("mid_block_scale_factor", 2),
+        ("add_attention", False),
+        ("attn_norm_num_groups", 8),
+        ("downsample_type", "resnet"),
+        ("upsample_type", "resnet"),
+    ],
+)
+def test_what_the_papers_network_has_not_is_named(name, value):
+    with pytest.raises(ValueError, match=f"the checkpoint has {name}={value!r}, expected"):
+        from_diffusers(PUBLISHED | {name: value}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("freq_shift", "freq_shift=0, expected 1"),
+        ("flip_sin_to_cos", "flip_sin_to_cos=True, expected False"),
+        ("downsample_padding", "downsample_padding=1, expected 0"),
+        ("block_out_channels", r"block_out_channels=\(\), expected as many of each"),
+        ("down_block_types", r"down_block_types=\(\), .* expected as many of each"),
+        ("up_block_types", r"up_block_types=\(\), .* expected as many of each"),
+        ("layers_per_block", r"config\.json of a UNet2DModel lacks layers_per_block"),
+    ],
+)
+def test_what_has_to_be_said_is_asked_for(name, message):
+    with pytest.raises(ValueError, match=message):
+        from_diffusers({key: value for key, value in PUBLISHED.items() if key != name}, {})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"block_out_channels": [8, 16]},
+        {"block_out_channels": [], "down_block_types": [], "up_block_types": []},
+        {"down_block_types": ["DownBlock2D", "AttnDownBlock2D", "ResnetDownsampleBlock2D"],
+         "up_block_types": ["UpBlock2D", "AttnUpBlock2D", "UpBlock2D"]},
+    ],
+)  # fmt: skip
+def test_levels_that_do_not_fit_are_named(changes):
+    with pytest.raises(ValueError, match="expected as many of each, DownBlock2D or AttnDownBlock2D"):
+        from_diffusers(PUBLISHED | changes, {})
