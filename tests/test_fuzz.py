@@ -232,8 +232,8 @@ def test_a_model_is_built_without_its_draws_first():
     built = checkpoints.build(GPT, model.config, model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), built.parameters(), strict=True))
     with torch.device("meta"), checkpoints._Shapes():
-        drawn = torch.randn(2, 3), torch.nn.init.normal_(torch.empty(2))
-    assert [tuple(each.shape) for each in drawn] == [(2, 3), (2,)]
+        drawn = torch.randn(2, 3), torch.nn.init.normal_(torch.empty(2)), torch.empty(4).uniform_()
+    assert [tuple(each.shape) for each in drawn] == [(2, 3), (2,), (4,)]
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ JUDGES = {
     **dict.fromkeys(["nn/patches", "nn/positions"], "nn_grid"),
     **{"nn/checks": "vit transformer", "nn/convolution": "unet", "nn/search": "transformer"},
     **{"samplers": "ddpm", "generate": "gpt", "probe": "mae_recipe"},
-    **{"checkpoints": "checkpoints fuzz", "files": "checkpoints data faults fuzz"},
+    **{"checkpoints": "checkpoints fuzz", "files": "checkpoints faults"},
     **{
         "vit": "vit checkpoints",
         "published/vit": "vit checkpoints",
