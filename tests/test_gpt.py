@@ -16,7 +16,7 @@ from paperwalk.experiments import gpt as experiment
 from paperwalk.generate import generate, next_token_probabilities, pad_left
 from paperwalk.gpt import GPT, GPTConfig
 from paperwalk.nn import KeyValueCache, MultiHeadAttention, TransformerBlock, attention, attention_weights, causal_mask
-from paperwalk.published.gpt import our_names
+from paperwalk.published.gpt import from_transformers, our_names
 from paperwalk.testing import prove
 from paperwalk.train import runs
 from paperwalk.train.engine import Options
@@ -868,3 +868,23 @@ def test_padding_stands_in_front_and_is_zero():
     ids, real = pad_left([[5], [7, 8]])
     assert ids.tolist() == [[0, 5], [7, 8]]
     assert real.tolist() == [[False, True], [True, True]]
+
+
+# The least that a published configuration says.
+PUBLISHED = {
+    **{"vocab_size": 17, "n_positions": 8, "n_embd": 12, "n_layer": 2, "n_head": 3, "layer_norm_epsilon": 1e-5},
+}
+
+
+def test_sizes_left_out_are_transformers_defaults():
+    assert from_transformers(PUBLISHED, {})[0]["d_mlp"] == 48
+    assert from_transformers(PUBLISHED | {"n_inner": 20}, {})[0]["d_mlp"] == 20
+    assert from_transformers(PUBLISHED | {"activation_function": "gelu_pytorch_tanh"}, {})
+
+
+def test_only_ones_below_the_diagonal_are_a_causal_mask():
+    name = "h.0.attn.bias"
+    assert our_names({name: torch.ones(1, 1, 4, 4).tril()}) == our_names({name: torch.ones(1, 1, 1, 1)}) == {}
+    for mask in (torch.zeros(1, 1, 1, 1), torch.ones(2, 2, 4, 4).tril(), torch.ones(2, 4, 4)):
+        with pytest.raises(ValueError, match="is not ones below the diagonal, expected a causal mask"):
+            our_names({name: mask})

@@ -24,7 +24,7 @@ from paperwalk.mae import (
     take,
 )
 from paperwalk.nn import patchify, sinusoidal_2d, unpatchify
-from paperwalk.published.mae import TRANSFORMERS, our_names
+from paperwalk.published.mae import TRANSFORMERS, from_official, from_transformers, our_names
 from paperwalk.testing import prove
 from paperwalk.vit import ViT, ViTConfig
 
@@ -629,3 +629,43 @@ def test_mask_tokens_take_the_precision_of_the_others(monkeypatch):
     with torch.autocast("cpu", torch.bfloat16):
         MAE(SMALL)(images())
     assert taken == [torch.float32, torch.bfloat16]
+
+
+def official_shapes(**changes: tuple[int, ...] | None) -> dict[str, Tensor]:
+    shapes = {
+        **{"patch_embed.proj.weight": (768, 3, 4, 4), "pos_embed": (1, 10, 768)},
+        **{f"blocks.{i}.mlp.fc1.weight": (5, 768) for i in (1, 0)},
+        **{"decoder_embed.weight": (512, 768), "decoder_blocks.0.mlp.fc1.weight": (7, 512)},
+        **{"decoder_blocks.1.norm1.bias": (512,), "decoder_blocks.2.norm1.bias": (512,)},
+    }
+    return {name: torch.zeros(shape) for name, shape in (shapes | changes).items() if shape}
+
+
+@pytest.mark.parametrize(("width", "heads"), [(768, 12), (1024, 16), (1280, 16)])
+def test_official_sizes_are_read_off_the_shapes(width, heads):
+    changes = {"patch_embed.proj.weight": (width, 3, 4, 4), "decoder_blocks.0.mlp.fc1.weight": None}
+    sizes, _ = from_official(official_shapes(**changes))
+    assert (sizes["d_model"], sizes["n_heads"], sizes["n_layers"], sizes["image_size"]) == (width, heads, 2, 12)
+    assert "decoder_d_model" not in sizes
+    sizes, _ = from_official(official_shapes())
+    decoder = [sizes[f"decoder_{name}"] for name in ("d_model", "n_layers", "n_heads", "d_mlp")]
+    assert decoder == [512, 3, 16, 7]
+
+
+@pytest.mark.parametrize("name", ["patch_embed.proj.weight", "pos_embed", "blocks.0.mlp.fc1.weight"])
+@pytest.mark.parametrize("shape", [None, (768,)])
+def test_an_official_file_without_its_parts_is_named(name, shape):
+    with pytest.raises(ValueError, match="not an official masked autoencoder"):
+        from_official(official_shapes(**{name: shape}))
+
+
+def test_a_kernel_of_another_layout_stays_as_it_is():
+    assert our_names({}, TRANSFORMERS) == {}
+    for shape in ((768, 48), (768, 3, 4, 2)):
+        kernel = {"patch_embedding.proj.weight": torch.randn(shape)}
+        assert torch.equal(our_names(kernel, TRANSFORMERS)["patch_embedding.proj.weight"], [*kernel.values()][0])
+
+
+def test_a_published_configuration_may_leave_out_what_is_usual():
+    with pytest.raises(ValueError, match=r"config\.json of a vit_mae lacks image_size"):
+        from_transformers({}, {})
