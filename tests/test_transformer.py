@@ -1004,3 +1004,42 @@ def test_half_precision_weights_come_back(tmp_path, randomise):
     again = Transformer.from_pretrained(tmp_path).state_dict()
     assert_close(again, model.state_dict(), atol=1e-3, rtol=1e-3)
     assert not torch.equal(again["embedding.weight"], model.state_dict()["embedding.weight"])
+
+
+PUBLISHED = {
+    **{"model_type": "marian", "scale_embedding": True, "vocab_size": 11, "d_model": 12, "encoder_layers": 2},
+    **{"decoder_layers": 2, "encoder_attention_heads": 3, "decoder_attention_heads": 3, "encoder_ffn_dim": 20},
+    **{"decoder_ffn_dim": 20, "max_position_embeddings": 16, "dropout": 0.1, "activation_function": "swish"},
+    **{"pad_token_id": 0, "decoder_start_token_id": 1, "eos_token_id": 2},
+}
+
+
+def test_what_marian_leaves_out_is_as_in_the_paper():
+    assert from_marian(PUBLISHED, {})[0]["d_model"] == 12
+    for name in ("share_encoder_decoder_embeddings", "tie_word_embeddings"):
+        with pytest.raises(ValueError, match=f"{name}=False, expected True"):
+            from_marian(PUBLISHED | {name: False}, {})
+    for name in ("normalize_embedding", "add_final_layer_norm"):
+        with pytest.raises(ValueError, match=f"{name}=True, expected False"):
+            from_marian(PUBLISHED | {name: True}, {})
+    for name in ("model_type", "scale_embedding"):
+        with pytest.raises(ValueError, match=f"{name}=None, expected"):
+            from_marian({key: value for key, value in PUBLISHED.items() if key != name}, {})
+    with pytest.raises(ValueError, match="of a marian lacks d_model"):
+        from_marian({key: value for key, value in PUBLISHED.items() if key != "d_model"}, {})
+
+
+def test_marians_tensors_of_strange_shapes_stay_as_they_are():
+    bias = torch.tensor([[0.0, 1.0, 0.0]])
+    assert torch.equal(marian_names({"final_logits_bias": bias})["output_bias"], bias[0])
+    shared = torch.randn(3, 5)
+    assert marian_names({"model.shared.weight": shared})["embedding.weight"] is shared
+    flat = torch.randn(4)
+    tensors = {"model.shared.weight": torch.randn(3, 4), "model.encoder.layers.0.fc1.weight": flat}
+    assert marian_names(tensors)["encoder.0.mlp.fc1.weight"] is flat
+
+
+def test_marian_gets_our_precision():
+    ours = Transformer(small(norm_eps=1e-5)).double().state_dict()
+    found = to_marian(ours, dict(marian(SMALL).named_parameters()))
+    assert {tensor.dtype for tensor in found.values()} == {torch.float64}
