@@ -426,7 +426,7 @@ class Court:
                 total += self.took[item.nodeid]
         if not chosen:
             # A function that no test reaches may have made a table while the file was imported.
-            return bool(mutant.function) and self.killed(mutant._replace(function=""), able)
+            return bool(mutant.function) and self.killed(mutant._replace(function="", default=False), able)
         for _ in range(2):
             sys.stdout.flush()
             child = os.fork()
