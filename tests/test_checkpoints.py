@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 from paperwalk import checkpoints
 from paperwalk.nn import resize_positions
-from paperwalk.published.vit import TORCHVISION, TRANSFORMERS, our_names
+from paperwalk.published.vit import TORCHVISION, TRANSFORMERS, from_torchvision, from_transformers, our_names
 from paperwalk.vit import ViT, ViTConfig
 
 SMALL = ViTConfig(image_size=8, patch_size=4, in_channels=3, n_classes=5, d_model=12, n_layers=2, n_heads=3, d_mlp=20)
@@ -690,3 +690,39 @@ def test_as_many_blocks_as_tensors_are_possible():
         checkpoints.build(lambda config: nn.Linear(3, 1), sizes(**{name: 2}), tensors)
         with pytest.raises(ValueError, match=f"{name}=3, expected at most 2, the number of tensors"):
             checkpoints.build(lambda config: nn.Linear(3, 1), sizes(**{name: 3}), tensors)
+
+
+def torchvision_shapes(**changes: tuple[int, ...] | None) -> dict[str, Tensor]:
+    shapes = {
+        **{"conv_proj.weight": (192, 3, 4, 4), "encoder.pos_embedding": (1, 10, 192)},
+        **{"encoder.layers.encoder_layer_0.mlp.0.weight": (5, 192), "heads.head.weight": (7, 192)},
+    }
+    return {name: torch.zeros(shape) for name, shape in (shapes | changes).items() if shape is not None}
+
+
+@pytest.mark.parametrize(("width", "heads"), [(192, 3), (384, 6), (768, 12), (1024, 16), (1280, 16)])
+@pytest.mark.parametrize("spelling", ["0", "linear_1"])
+def test_torchvisions_sizes_are_read_off_the_shapes(width, heads, spelling):
+    first = "encoder.layers.encoder_layer_0.mlp."
+    changes = {"conv_proj.weight": (width, 3, 4, 4), first + "0.weight": None, f"{first}{spelling}.weight": (5, width)}
+    sizes, _ = from_torchvision(torchvision_shapes(**changes))
+    assert (sizes["d_model"], sizes["n_heads"], sizes["d_mlp"], sizes["image_size"]) == (width, heads, 5, 12)
+    assert sizes["n_classes"] == 7
+
+
+@pytest.mark.parametrize(
+    "name", ["conv_proj.weight", "encoder.pos_embedding", "encoder.layers.encoder_layer_0.mlp.0.weight"]
+)
+@pytest.mark.parametrize("shape", [None, (192,)])
+def test_a_torchvision_file_without_its_parts_is_named(name, shape):
+    with pytest.raises(ValueError, match="not a torchvision VisionTransformer"):
+        from_torchvision(torchvision_shapes(**{name: shape}))
+
+
+def test_a_head_without_axes_has_no_classes():
+    assert from_torchvision(torchvision_shapes(**{"heads.head.weight": ()}))[0]["n_classes"] == 0
+
+
+def test_a_published_configuration_may_leave_out_what_is_usual():
+    with pytest.raises(ValueError, match=r"config\.json of a vit lacks image_size"):
+        from_transformers({}, {})
