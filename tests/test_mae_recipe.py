@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch.testing import assert_close
 
-from paperwalk.data.augment import crop, draw_crops
 from paperwalk.experiments import mae as experiment
 from paperwalk.mae import MAE, MAEConfig, masked_loss
 from paperwalk.nn import patchify
@@ -94,26 +93,6 @@ def test_painting_writes_three_rows(trained, tmp_path, capsys):
     assert "seen, painted, true" in capsys.readouterr().out
     assert cli.main(["sample", str(trained), "--mask-ratio", "1"]) == 2
     assert "mask_ratio=1.0, expected a number in [0, 1)" in capsys.readouterr().err
-
-
-def test_a_crop_is_the_part_of_the_image_that_it_says():
-    image = torch.arange(64.0).view(1, 1, 8, 8)
-    whole = torch.tensor([[[1.0, 0, 0], [0, 1, 0]]])
-    assert_close(crop(image, whole), image)
-    assert_close(crop(image, whole * torch.tensor([-1.0, 1, 1])[None, None]), image.flip(3))
-    corner = crop(image, torch.tensor([[[0.5, 0, 0.5], [0, 0.5, -0.5]]]))
-    assert_close(corner[..., 1:-1, 1:-1].mean(), image[..., :4, 4:].mean())
-
-
-def test_crops_are_of_the_sizes_they_should_be():
-    theta = draw_crops(5_000, torch.Generator().manual_seed(0))
-    width, height = theta[:, 0, 0].abs(), theta[:, 1, 1]
-    area = width * height
-    assert 0.15 < area.min() < 0.25
-    assert area.max() <= 1
-    assert ((width / height <= 4 / 3 + 1e-5) & (height / width <= 4 / 3 + 1e-5)).all()
-    assert ((theta[:, 0, 2].abs() + width <= 1 + 1e-6) & (theta[:, 1, 2].abs() + height <= 1 + 1e-6)).all()
-    assert 0.45 < (theta[:, 0, 0] < 0).float().mean() < 0.55
 
 
 def test_the_probe_reads_off_what_is_there_and_nothing_else():
