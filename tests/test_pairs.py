@@ -205,3 +205,52 @@ def test_each_pass_sees_each_example_once_in_batches_of_like_length():
 def test_examples_must_fit_a_batch(lengths, message):
     with pytest.raises(ValueError, match=message):
         LengthBatches(lengths, 64)
+
+
+# What the mutants of `make mutants` showed to be without a judge here.
+
+
+def test_units_are_characters_unless_asked():
+    tokenizer = PairTokenizer(("<pad>", "<start>", "<end>", "a", "b"))
+    assert tokenizer.encode_source("ab") == [3, 4]
+    assert tokenizer.encode_target("ab") == [START, 3, 4, END]
+    with pytest.raises(ValueError, match=r"'c' has \['c'\]"):
+        tokenizer.encode_source("c")
+
+
+def test_a_file_may_be_named_by_a_string(tmp_path):
+    assert read_pairs(str(write(tmp_path, "a.tsv", "one\tune"))) == [("one", "une")]
+
+
+def test_a_saved_tokenizer_can_be_read_by_people(tmp_path):
+    PairTokenizer(("<pad>", "<start>", "<end>", "é"), "words").save(tmp_path)
+    assert (tmp_path / "tokenizer.json").read_text(encoding="utf-8") == (
+        '{\n "symbols": [\n  "<pad>",\n  "<start>",\n  "<end>",\n  "é"\n ],\n'
+        ' "source_unit": "words",\n "target_unit": "characters"\n}\n'
+    )
+
+
+def test_a_saved_tokenizer_of_other_symbols_is_damaged(tmp_path):
+    values = {"symbols": ["<pad>", "<start>", "<end>", 3], "source_unit": "words", "target_unit": "words"}
+    for content, reason in ((json.dumps(values), "a symbol is no string"), ("{", "'it is not JSON")):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match=rf"tokenizer\.json is damaged: ValueError\(.?{reason}"):
+            PairTokenizer.load(tmp_path)
+
+
+def test_batches_written_out():
+    lengths, tokens = [3, 1, 2, 3, 3, 1, 2, 2], 6
+    batches = LengthBatches(lengths, tokens, seed=7)
+    # Sorted: 1 1 2 | 2 2 3: three of at most 2, two of at most 3, and so on.
+    sizes = [3, 2, 2, 1]
+    assert len(batches) == 4
+    for number in (0, 1):
+        generator = torch.Generator().manual_seed(1_000_003 * 7 + number)
+        shuffled = torch.randperm(8, generator=generator).tolist()
+        ordered = iter(sorted(shuffled, key=lambda i: lengths[i]))
+        cut = [[next(ordered) for _ in range(size)] for size in sizes]
+        order = torch.randperm(4, generator=generator).tolist()
+        assert [batches[4 * number + i] for i in range(4)] == [cut[i] for i in order]
+    first = LengthBatches(lengths, tokens)
+    assert [first[i] for i in range(4)] == [LengthBatches(lengths, tokens, seed=0)[i] for i in range(4)]
+    assert len(LengthBatches([6], 6)) == 1
