@@ -24,6 +24,8 @@ test: $(VENV)/ready ## Install, then check pairs and style, run the unit tests, 
 determinism: $(VENV)/ready ## Run every chapter with one thread and with two: the same checked outputs
 	@for threads in 1 2; do echo "== $$threads threads" && $(RUN) OMP_NUM_THREADS=$$threads $(BIN)/python tools/check.py chapters || exit 1; done
 
+# pyenv's stand-ins start a version only where it is chosen: all are.
+test-matrix: export PYENV_VERSION ?= $(shell pyenv versions --bare 2>/dev/null | paste -sd: -)
 test-matrix: $(UV) ## `make test` with each Python of the machine or of uv's; PYTHONS="3.12 /usr/bin/python3.13"
 	@for python in $(PYTHONS); do \
 	  if ! $(UV) python find --quiet $$python >/dev/null 2>&1 && ! $(UV) python install --quiet $$python >/dev/null 2>&1; then \
