@@ -44,6 +44,13 @@ def test_images_that_stay_as_they_are_are_not_copied():
     assert shift_and_flip(none, torch.zeros(0, 2, dtype=torch.long), NO[:0]) is none
 
 
+def test_either_change_alone_is_made():
+    assert torch.equal(shift_and_flip(IMAGES, torch.zeros(3, 2, dtype=torch.long), ~NO), IMAGES.flip(3))
+    down = shift_and_flip(IMAGES, torch.tensor([[1, 0]] * 3), NO)
+    assert torch.equal(down[:, :, 1:], IMAGES[:, :, :-1])
+    assert draw_shifts_and_flips(5, 2, torch.Generator(), flip=True)[0].shape == (5, 2)
+
+
 def test_the_same_generator_gives_the_same_changes():
     for draw in (lambda g: draw_shifts_and_flips(50, 2, g, flip=True), lambda g: draw_crops(50, g)):
         first, again = (draw(torch.Generator().manual_seed(1)) for _ in range(2))

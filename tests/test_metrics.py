@@ -136,6 +136,7 @@ def test_the_bootstrap_draws_the_same_examples_whatever_else_is_random():
     drawn = torch.randint(7, (2_000, 7), generator=torch.Generator().manual_seed(0))
     ratios = values[drawn].sum(dim=1) / weights[drawn].sum(dim=1)
     low, high = ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    torch.manual_seed(1)
     assert bootstrap_interval(values.tolist(), weights.tolist()) == pytest.approx((low, high), rel=1e-12)
 
 

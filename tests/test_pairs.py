@@ -253,4 +253,5 @@ def test_batches_written_out():
         assert [batches[4 * number + i] for i in range(4)] == [cut[i] for i in order]
     first = LengthBatches(lengths, tokens)
     assert [first[i] for i in range(4)] == [LengthBatches(lengths, tokens, seed=0)[i] for i in range(4)]
+    assert LengthBatches(lengths, tokens, seed=7)[4] == batches[4]
     assert len(LengthBatches([6], 6)) == 1
