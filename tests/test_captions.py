@@ -271,3 +271,10 @@ def test_pictures_in_memory_are_put_together():
 def test_words_of_a_caption_change_their_order():
     made = {sample_caption(("lion", "mammals", "animal", "mane"), random.Random(i), 1.0) for i in range(200)}
     assert {"lion, mammals, animal, mane", "lion, mane, animal, mammals", "animal, mammals, mane, lion"} <= made
+
+
+def test_pictures_lie_by_concept():
+    images = load("emoji").images
+    pictures = captioned_emoji().pictures
+    assert (len(pictures), pictures[0].shape) == (images.shape[1], images[:, 0].shape)
+    assert torch.equal(pictures[5], images[:, 5])

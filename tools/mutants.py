@@ -570,7 +570,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if any(wanted.values()):
         status = run({source: some for source, some in wanted.items() if some}, report)
-        # 1: a test that failed, or was too slow to be a judge, was left out, and named; that it fails is no mutant's doing.
+        # 1: a test that failed, or was too slow to be a judge, was named and left out; that is no mutant's doing.
         if status not in (0, 1):
             return status
     for source, some in wanted.items():
