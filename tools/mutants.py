@@ -56,10 +56,10 @@ JUDGES = {
     },
     **{"tokenizers/characters": "bpe", "tokenizers/ids": "bpe", "tokenizers/clip": "clip_tokenizer"},
     **dict.fromkeys(
-        [f"data/{x}" for x in ("archives", "cache", "images", "sources", "table", "texts", "__init__")], "data fuzz"
+        [f"data/{x}" for x in ("archives", "cache", "images", "sources", "table", "texts", "__init__")], "data"
     ),
     **{"data/decode": "data emoji fuzz", "data/emoji": "emoji fuzz"},
-    **dict.fromkeys([f"data/{x}" for x in ("captions", "folder", "pictures")], "captions fuzz"),
+    **{"data/folder": "data", "data/pictures": "captions"},
 }
 
 SWAPS: dict[type[ast.AST], tuple[str, str]] = {
