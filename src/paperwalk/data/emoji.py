@@ -128,10 +128,11 @@ def _families(codes: Sequence[str], pictures: UInt8[np.ndarray, "a b 4 32 32"]) 
     for artist in pictures:
         first: dict[bytes, str] = {}
         for i, picture in enumerate(artist):
-            twin = first.setdefault(picture.tobytes(), families[i])
-            if twin != families[i]:
-                families = [twin if family == families[i] else family for family in families]
-                first = {key: twin if value == families[i] else value for key, value in first.items()}
+            mine = families[i]
+            twin = first.setdefault(picture.tobytes(), mine)
+            if twin != mine:
+                families = [twin if family == mine else family for family in families]
+                first = {key: twin if value == mine else value for key, value in first.items()}
     return families
 
 
