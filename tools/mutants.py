@@ -55,11 +55,9 @@ JUDGES = {
         "published/clip": "clip",
     },
     **{"tokenizers/characters": "bpe", "tokenizers/ids": "bpe", "tokenizers/clip": "clip_tokenizer"},
-    **dict.fromkeys(
-        [f"data/{x}" for x in ("archives", "cache", "images", "sources", "table", "texts", "__init__")], "data"
-    ),
+    **dict.fromkeys([f"data/{x}" for x in ("archives", "cache", "images", "sources", "table", "__init__")], "data"),
     **{"data/decode": "data emoji fuzz", "data/emoji": "emoji fuzz"},
-    **{"data/folder": "data", "data/pictures": "captions"},
+    **{"data/pictures": "captions", "data/texts": "data gpt"},
 }
 
 SWAPS: dict[type[ast.AST], tuple[str, str]] = {
