@@ -56,7 +56,7 @@ JUDGES = {
     },
     **{"tokenizers/characters": "bpe", "tokenizers/ids": "bpe", "tokenizers/clip": "clip_tokenizer"},
     **dict.fromkeys([f"data/{x}" for x in ("archives", "cache", "images", "sources", "table", "__init__")], "data"),
-    **{"data/decode": "data emoji fuzz", "data/emoji": "emoji fuzz"},
+    "data/decode": "emoji",
     **{"data/pictures": "captions", "data/texts": "data gpt"},
 }
 
