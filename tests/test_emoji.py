@@ -15,6 +15,7 @@ from PIL import Image
 
 from paperwalk import data
 from paperwalk.data import emoji, sources, table
+from paperwalk.data.decode import opened
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +208,29 @@ def test_as_many_families_are_held_out_as_asked():
 
 def test_packages_are_named_with_their_versions():
     expected = [r"emoji-datasource-google@[\d.]+", r"emoji-datasource-twitter@[\d.]+", r"emojibase-data@[\d.]+"]
+    assert emoji.family_of("1F408") == "1F408"
     assert all(re.fullmatch(*pair) for pair in zip(expected, emoji.PACKAGES, strict=True))
+
+
+def test_another_kind_of_picture_is_not_opened():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "GIF")
+    with pytest.raises(ValueError, match="damaged PNG"):
+        emoji.read_picture(file.getvalue())
+
+
+def test_a_picture_has_at_most_so_many_pixels():
+    for height in (8192, 8193):
+        file = io.BytesIO()
+        Image.new("1", (8192, height)).save(file, "PNG")
+        if height == 8192:
+            with opened(file.getvalue(), ["PNG"], "wrong") as image:
+                assert image.size == (8192, 8192)
+    with (
+        pytest.raises(ValueError, match="wrong: 8192 x 8193 pixels, expected at most 67108864"),
+        opened(file.getvalue(), ["PNG"], "wrong"),
+    ):
+        raise AssertionError("opened")
 
 
 def test_a_picture_without_opacity_is_opaque():

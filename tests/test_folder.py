@@ -33,6 +33,7 @@ def test_classes_and_files_are_in_the_order_of_the_alphabet(folder):
             *("dog/a.png", "dog/b.JPG", "owl/e.jpeg"),
         ]
         assert split.labels.tolist() == [0, 0, 1, 1, 3]
+    assert read_images(split.files, 4).shape == (5, 3, 4, 4)
 
 
 def test_what_is_not_there_is_named(folder, monkeypatch):
