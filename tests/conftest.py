@@ -1,4 +1,5 @@
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
@@ -29,3 +30,16 @@ def randomise() -> Callable[[nn.Module], nn.Module]:
         return module
 
     return draw
+
+
+@pytest.fixture
+def comes_back_in_half(tmp_path: Path, randomise: Callable) -> Callable[[nn.Module], None]:
+    """A model written with 16 bits a weight is nearly the same, and not quite."""
+
+    def check(model: nn.Module) -> None:
+        randomise(model).save_pretrained(tmp_path, bits=16)
+        again, before = type(model).from_pretrained(tmp_path).state_dict(), model.state_dict()
+        torch.testing.assert_close(again, before, atol=1e-3, rtol=1e-3)
+        assert not all(torch.equal(again[name], tensor) for name, tensor in before.items())
+
+    return check
